@@ -28,7 +28,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PORTALS: u64 = 1_000_000;
 const RELOADS: u64 = 100;
-/// Of the lookups: other programs disturb some of them.
+/// Rounds of lookups: other programs disturb some of them.
 const ROUNDS: usize = 10;
 
 fn main() {
@@ -187,7 +187,7 @@ fn reloads(dir: &Path) {
     let mut took = Duration::ZERO;
     let busy = measure(&portals, || {
         for nth in 1..=RELOADS {
-            // In every one of them are the portals that are asked for.
+            // Each list holds the portals that are asked for.
             write(dir, "toml", 0..PORTALS - nth);
             let begin = Instant::now();
             assert_eq!(runtime.block_on(portals.refresh(RefreshMode::AtOnce)), Refreshed::Swapped);
@@ -204,7 +204,7 @@ fn measure(portals: &Portals, meanwhile: impl FnOnce()) -> String {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
-            // By nanoseconds, up to a millisecond.
+            // Counts of lookups by their nanoseconds, up to a millisecond.
             let mut histogram = vec![0_u64; 1_000_001];
             let (mut asked, mut longest) = (0_u64, 0);
             while !done.load(Ordering::Relaxed) {

@@ -29,14 +29,14 @@ use tokio::net::TcpStream;
 
 const IDS: u64 = 1_000_000;
 const ROUNDS: u32 = 10;
-/// In each round.
+/// Reloads in each round.
 const RELOADS: u32 = 10;
 const CONNECTIONS: u32 = 32;
-/// Between two events of one connection: 2,000 events a second on all of them.
+/// Time between two events of one connection; 2,000 events a second on all connections.
 const PERIOD: Duration = Duration::from_millis(16);
 /// How long the load goes on before the reloads of each round.
 const BEFORE: Duration = Duration::from_secs(2);
-/// Only so that a benchmark that would wait for ever fails.
+/// The longest wait, so that a benchmark that would wait for ever fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const REQUEST: &str = "GET /v1/event/?_a=62515&_n=000000001625&email=person@company.com \
@@ -77,7 +77,7 @@ fn main() {
     }
 }
 
-/// What a load saw.
+/// The results of a load.
 #[derive(Default)]
 struct Figures {
     seconds: f64,
@@ -117,13 +117,13 @@ impl Figures {
 struct Edge {
     child: Child,
     address: SocketAddr,
-    /// Says one word for each list that was put into force.
+    /// Gets a message for each list that was put into force.
     swaps: Receiver<()>,
     dir: tempfile::TempDir,
 }
 
 impl Edge {
-    /// Starts one, on this core alone if there is one named.
+    /// Starts an edge, on `core` alone if one is given.
     fn start(core: Option<&str>) -> Edge {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         for list in 0..2 {

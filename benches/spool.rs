@@ -24,7 +24,7 @@ const WRITTEN_BEFORE_BYTES: u64 = 6 * (64 << 20);
 /// Waiting requests per producer, when it runs flat out.
 const IN_FLIGHT: usize = 512;
 
-/// What segments are made of.
+/// Which files segments are made of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Files {
     /// New files: a start, or a spool that grows.
@@ -98,7 +98,7 @@ fn payload(event: u64) -> [u8; PAYLOAD_BYTES] {
 }
 
 fn measure(root: &Path, name: String, events: u64, work: impl FnOnce() -> Vec<u32>) -> Row {
-    // What earlier rows have left to be written is none of this one's.
+    // Pages that earlier rows have left to be written must not count for this row.
     rustix::fs::sync();
     let (cpu, written, from) = (cpu_time(), bytes_written(root), Instant::now());
     let waits = work();
@@ -126,7 +126,7 @@ fn spool(
     let spool = open(dir.path(), durability);
     let mut before = 0;
     if files == Files::WrittenBefore {
-        // Enough for the spares of one row, and delivered.
+        // Events enough for the spares of one row, all delivered.
         before = WRITTEN_BEFORE_BYTES / PAYLOAD_BYTES as u64;
         produce(Some(&spool), 0, before, None);
         assert_eq!(read_all(&spool), before);
@@ -210,7 +210,8 @@ async fn append(spool: &Spool, event: u64) -> Commit {
     }
 }
 
-/// What the tasks of the spool's rows cost by themselves, to be taken off their CPU.
+/// The CPU time that the tasks of the spool's rows take by themselves; it is subtracted from the
+/// rows.
 fn harness(root: &Path, events: u64, producers: u64, paced: Option<u64>) -> Row {
     let pace = if paced.is_some() { ", 100,000/s" } else { ", flat out" };
     let name = format!("  the tasks alone, {producers} producers{pace}");
@@ -241,7 +242,7 @@ fn read_all(spool: &Spool) -> u64 {
     }
 }
 
-/// The way out: recovery, reading, acknowledging, trimming.
+/// The row for delivery: recovery, reading, acknowledging, trimming.
 fn drained(root: &Path, events: u64) -> Row {
     let dir = tempfile::tempdir_in(root).expect("a folder");
     let spool = open(dir.path(), Durability::Memory);

@@ -61,7 +61,9 @@ impl ProxyHttp for Pixels {
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [listen, folder] = &arguments[..] else { return Err("upstream LISTEN FOLDER".into()) };
+    let [listen, folder] = &arguments[..] else {
+        return Err("usage: upstream LISTEN FOLDER".into());
+    };
     let folder = PathBuf::from(folder);
     let mut config = Config::default();
     config.spool.dir = folder.join("spool");

@@ -110,7 +110,7 @@ pub fn expanded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
 ///
 /// # Errors
 ///
-/// As for [`expanded`].
+/// The errors of [`expanded`].
 pub fn expanded_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let texts: Vec<Secret> = one_or_many(deserializer)?;
     Ok(texts.into_iter().map(|Secret(text)| text).collect())

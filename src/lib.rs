@@ -218,10 +218,10 @@ pub mod config {
     };
 }
 
-/// What a host brings of its own: an upstream ([`Upstream`]), a look at each event
+/// The types of what a host may bring of its own: an upstream ([`Upstream`]), a look at each event
 /// ([`Builder::inspect`]), a portal list ([`Builder::portals`]), a clock ([`Builder::clock`]), a
-/// registry of metrics ([`Builder::registry`]), or counters of the requests in flight
-/// ([`Builder::in_flight`]).
+/// registry of metrics ([`Builder::registry`]), counters of the requests in flight
+/// ([`Builder::in_flight`]), or an access log ([`PixelGate::set_access_log`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
     pub use crate::event::{Context, FurtherContext, Properties, Record, Revenue};

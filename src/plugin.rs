@@ -235,7 +235,7 @@ impl PixelGate {
         Ok(Handled::Answered(response))
     }
 
-    /// Judges the request of a session and enqueues an accepted event, without waiting. The
+    /// Judges the request of a session and stages an accepted event, without waiting. The
     /// parameters of `form` count as if they were appended to the query (SPEC 2).
     fn judge_session(
         &self,
@@ -302,7 +302,7 @@ impl PixelGate {
         let _ = sent.await;
     }
 
-    /// Judges an event request, and enqueues an accepted event in the spool. `context` gives the
+    /// Judges an event request, and stages an accepted event in the spool. `context` gives the
     /// data of its headers and of its connection, where they are needed. `note` receives the event
     /// as in [`PixelGate::answer_event`]. In `record` the visitor is filled in, as far as
     /// `[privacy]` allows.

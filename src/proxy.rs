@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use url::Url;
 
 /// A proxy that is in use.
-struct Found {
+struct ProxyInUse {
     proxy: Proxy,
     /// Its host and port, for messages.
     place: String,
@@ -58,13 +58,13 @@ pub fn place(proxy: Option<&Secret>, url: &Url) -> Option<String> {
     is_used.then_some(found.place)
 }
 
-fn find(proxy: Option<&Secret>) -> Result<Option<Found>, ConfigError> {
+fn find(proxy: Option<&Secret>) -> Result<Option<ProxyInUse>, ConfigError> {
     match proxy.map(Secret::expose) {
         None => of_environment(|name| std::env::var_os(name)),
         Some("") => Ok(None),
         Some(text) => {
             let found = checked(text).and_then(|url| {
-                Some(Found {
+                Some(ProxyInUse {
                     proxy: Proxy::all(text).ok()?,
                     place: host_and_port(&url),
                     matcher: None,
@@ -84,7 +84,7 @@ fn host_and_port(url: &Url) -> String {
 /// comes first, an empty value means no proxy, and a value without a scheme names an `http` proxy.
 fn of_environment(
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<Option<Found>, ConfigError> {
+) -> Result<Option<ProxyInUse>, ConfigError> {
     let either = |lower: &str, upper: &str| variable(lower).or_else(|| variable(upper));
     let Some(text) = either("https_proxy", "HTTPS_PROXY").filter(|text| !text.is_empty()) else {
         return Ok(None);
@@ -99,7 +99,7 @@ fn of_environment(
         let place = host_and_port(&checked(&text)?);
         let proxy = Proxy::https(&text).ok()?.no_proxy(NoProxy::from_string(&except));
         let matcher = Matcher::builder().https(text).no(except.into_owned()).build();
-        Some(Found { proxy, place, matcher: Some(matcher) })
+        Some(ProxyInUse { proxy, place, matcher: Some(matcher) })
     });
     found.map(Some).ok_or_else(|| error("is not set, and HTTPS_PROXY of the environment is"))
 }

@@ -69,7 +69,7 @@ fn main() {
     brokers::run(events);
 }
 
-/// What it cost to drain a spool.
+/// The cost of draining a spool.
 struct Drained {
     wall: Duration,
     cpu_ns: u64,

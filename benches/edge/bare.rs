@@ -1,4 +1,4 @@
-//! Pingora's proxy alone, with an empty `ProxyHttp`: what the runtime under ours costs by itself.
+//! Pingora's proxy alone, with an empty `ProxyHttp`: the cost of the runtime below pixelgate.
 //!
 //! The benchmark starts its own binary for it: see [`FLAG`].
 
@@ -15,7 +15,7 @@ use std::process::Command;
 /// The argument that makes this program the proxy; its address and the origin's follow.
 pub const FLAG: &str = "--bare-proxy";
 
-/// Starts it in front of an origin of its own.
+/// Starts the proxy in front of an origin of its own.
 pub fn proxy(mode: Mode) -> Server {
     let origin = nginx::origin();
     let address = free_address();
@@ -26,7 +26,7 @@ pub fn proxy(mode: Mode) -> Server {
     server
 }
 
-/// Serves on one thread until it is killed, which Pingora by itself would do 5 minutes later.
+/// Serves on one thread until SIGTERM, and then ends at once: Pingora's default is 5 minutes later.
 pub fn serve(address: SocketAddr, origin: SocketAddr) {
     let conf = ServerConf {
         threads: 1,

@@ -1,4 +1,4 @@
-//! pixelgate: the build that belongs to this benchmark, or `PIXELGATE_BENCH_BINARY`.
+//! pixelgate: the binary that was built with this benchmark, or `PIXELGATE_BENCH_BINARY`.
 
 use crate::nginx;
 use crate::process::Mode;
@@ -26,7 +26,7 @@ pub fn proxy(mode: Mode) -> Server {
     proxy_with(mode, Log::Off)
 }
 
-/// The same with an access log.
+/// An edge in front of an origin of its own that writes an access log.
 pub fn logged_proxy(mode: Mode) -> Server {
     proxy_with(mode, Log::On)
 }
@@ -51,8 +51,8 @@ enum Listener<'a> {
     Proxy(&'a Server),
 }
 
-/// One worker thread, as nginx has one worker. Batches close after 100 ms of less than their fill,
-/// so that a round's last events are delivered soon; under load they are full long before.
+/// One worker thread, as nginx has one worker. A batch that is not full closes after 100 ms, so
+/// that a round's last events are delivered soon; under load batches are full long before.
 fn start(mode: Mode, durability: &str, listener: Listener<'_>, log: Log) -> Server {
     let dir = folder();
     let at = dir.path().display();

@@ -1,4 +1,5 @@
-//! The floor: an epoll loop that answers everything that ends in an empty line with one pixel.
+//! The lower bound of any server's cost: an epoll loop that answers everything that ends in an
+//! empty line with one pixel.
 //!
 //! The benchmark starts its own binary for it: see [`FLAG`]. Its cost is nearly all the kernel's.
 
@@ -10,16 +11,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
 
-/// The argument that makes this program the floor; an address follows.
+/// The argument that makes this program that server; an address follows.
 pub const FLAG: &str = "--floor";
 const LISTENER: Token = Token(usize::MAX);
-/// About as long as pixelgate's answer.
+/// An answer about as long as pixelgate's.
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: image/gif\r\nContent-Length: 43\r\n\
     Cache-Control: no-cache, no-store, must-revalidate\r\nX-Event-Verdict: accepted\r\n\
     Access-Control-Allow-Origin: *\r\nCross-Origin-Resource-Policy: cross-origin\r\n\
     Date: Wed, 25 Nov 2026 00:00:00 GMT\r\nConnection: keep-alive\r\n\r\n";
 
-/// Starts it.
+/// Starts the server.
 pub fn start(mode: Mode) -> Server {
     let address = free_address();
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
@@ -27,7 +28,7 @@ pub fn start(mode: Mode) -> Server {
     Server::start(Kind::Unrecorded, mode, folder(), address, &command)
 }
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 pub fn serve(address: SocketAddr) {
     let answer = [HEAD, &[0; 43]].concat();
     let mut poll = Poll::new().unwrap();
@@ -63,8 +64,8 @@ pub fn serve(address: SocketAddr) {
     }
 }
 
-/// Answers what has come; says whether the connection stays. A request of the load comes and
-/// leaves in one piece: it is far smaller than a socket's buffer.
+/// Answers what has come. Returns whether the connection stays open. Requests of the load and their
+/// answers pass in one piece each: they are far smaller than a socket's buffer.
 fn respond(stream: &mut TcpStream, answer: &[u8]) -> bool {
     let mut request = [0; 4096];
     match stream.read(&mut request) {

@@ -6,7 +6,8 @@ use crate::scenario::{Contender, Scenario};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-/// Requests before those that are counted: what is done only in the beginning cancels out.
+/// Requests of the shorter run. Both runs begin with them, so the difference between the runs holds
+/// nothing that happens only at a start.
 const BEFORE: u64 = 200;
 
 static INSTALLED: LazyLock<bool> = LazyLock::new(|| {
@@ -17,12 +18,13 @@ static INSTALLED: LazyLock<bool> = LazyLock::new(|| {
     found
 });
 
-/// The difference between two runs, a request; `None` where nothing can or shall be counted.
+/// Instructions per request: the difference between two runs. `None` without valgrind, and where
+/// the scenario counts none.
 pub fn per_request(scenario: &Scenario, contender: &Contender) -> Option<f64> {
     if scenario.counted == 0 || !*INSTALLED {
         return None;
     }
-    // Both at once: what is counted does not depend on the time that it takes.
+    // Both runs at once: the number of instructions does not depend on time.
     let [less, more] = std::thread::scope(|scope| {
         [BEFORE, BEFORE + scenario.counted]
             .map(|requests| scope.spawn(move || count(scenario, contender, requests)))

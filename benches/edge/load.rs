@@ -26,7 +26,7 @@ pub enum Until {
 /// The figures of one round.
 pub struct Sample {
     pub per_second: f64,
-    /// The server's, in microseconds a request.
+    /// The server's CPU time, in microseconds per request.
     pub cpu_us: f64,
     pub p50_us: f64,
     pub p99_us: f64,
@@ -51,7 +51,7 @@ pub fn run(workload: &Workload, server: &mut Server, until: Until) -> Sample {
     server.answered += latencies.len() as u64;
     server.settle();
     let cpu = server.cpu() - cpu;
-    // Not before: closing persistent connections is not part of a request's cost.
+    // Only now, because closing persistent connections is not part of a request's cost.
     drop(clients);
     latencies.sort_unstable();
     let at = |share: f64| f64::from(latencies[(latencies.len() as f64 * share) as usize]);
@@ -141,9 +141,9 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn and returns when it was due. Latency counts from then, so it includes the
-    /// wait for a free connection: otherwise a slow server would get fewer requests and look
-    /// better.
+    /// Waits for a turn and returns the time at which it was due. Latency counts from that time, so
+    /// it includes the wait for a free connection: otherwise a slow server would get fewer requests
+    /// and look better.
     async fn next(&self) -> Option<Instant> {
         if self.interval.is_some() {
             self.due.acquire().await.ok()?.forget();

@@ -10,14 +10,13 @@
 //!
 //! Servers are pinned to the first core, the load and the origin behind a proxy to the second. CPU
 //! is that of the server's processes; the load's never counts. pixelgate's CPU holds all that an
-//! event costs: it runs until the last one is delivered, into files. nginx answers `empty_gif` with
-//! a JSON access log buffered by 64 KiB: no validation, no allowlist, no durability; that is the
-//! yardstick all the same. pixelgate writes an access log in the rows that say so. A bare epoll
-//! loop that answers every request alike stands beside both: below it is only the kernel.
+//! event costs: it is measured until the last one is delivered, into files. The yardstick is nginx,
+//! which answers `empty_gif` and writes a JSON access log in pieces of 64 KiB, without validation,
+//! allowlist or durability. pixelgate writes an access log in the rows that say so. A bare epoll
+//! loop that answers every request alike shows what the kernel alone costs.
 //!
-//! A benchmark of wrong answers measures nothing: every answer's status and length are checked, and
-//! in the end what was recorded is counted: one line in nginx's log, or one delivered event, for
-//! each answer.
+//! Every answer's status and length are checked, and in the end the records are counted: one line
+//! in nginx's log, or one delivered event, for each answer.
 //!
 //! Instructions are those in user space, counted by `valgrind --tool=callgrind` where it is
 //! installed: each server runs under it for two numbers of requests, and the difference is theirs.
@@ -44,11 +43,12 @@ use process::Mode;
 use scenario::{Contender, SCENARIOS, Scenario};
 use std::time::Duration;
 
-/// Each server is loaded so often in each scenario; a figure is the middle one.
+/// How often each server is loaded in each scenario. A figure is the median of the rounds.
 const ROUNDS: usize = 5;
-/// For how long in all, in seconds, unless `PIXELGATE_BENCH_SECONDS` says otherwise.
+/// Seconds of load on each server in each scenario, all rounds together, unless
+/// `PIXELGATE_BENCH_SECONDS` says otherwise.
 const SECONDS: f64 = 5.0;
-/// Before the first round, so that what is made once is made.
+/// Load before the first round, so that the rounds do not measure what is made once.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Connections that warm up a server.
 const WARM_UP_CONNECTIONS: usize = 64;

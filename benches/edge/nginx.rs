@@ -5,7 +5,7 @@ use crate::server::{Kind, Server, folder, free_address};
 use crate::tls;
 use std::process::Command;
 
-/// What the origin's files hold, in bytes.
+/// The sizes of the origin's files, in bytes.
 pub const SMALL_BYTES: usize = 1000;
 pub const LARGE_BYTES: usize = 100_000;
 
@@ -14,7 +14,7 @@ pub fn events(mode: Mode) -> Server {
     start(Kind::Nginx, mode, |dir, address| pixel(dir, &format!("{address} backlog=4096"), ""))
 }
 
-/// The same over TLS 1.3, with HTTP/2.
+/// `empty_gif` with the same log over TLS 1.3, with HTTP/2.
 pub fn events_tls(mode: Mode) -> Server {
     start(Kind::Nginx, mode, |dir, address| {
         let (cert, key) = tls::files(dir.as_ref());
@@ -49,7 +49,7 @@ pub fn proxy(mode: Mode) -> Server {
     server
 }
 
-/// Serves a small file and a larger one, and is not measured.
+/// The origin: serves a small file and a larger one, and is not measured.
 pub fn origin() -> Server {
     start(Kind::Unrecorded, Mode::Aside, |dir, address| {
         std::fs::write(format!("{dir}/1k"), vec![b'x'; SMALL_BYTES]).unwrap();
@@ -62,7 +62,7 @@ fn start(kind: Kind, mode: Mode, http: impl Fn(&str, std::net::SocketAddr) -> St
     let dir = folder();
     let at = dir.path().display().to_string();
     let address = free_address();
-    // What is counted is one process: callgrind looks into no other.
+    // One process without a worker: callgrind counts one process only.
     let processes = match mode {
         Mode::Counted => "master_process off;",
         _ => "worker_processes 1;",

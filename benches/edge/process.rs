@@ -1,4 +1,4 @@
-//! Processes: where they run, and what they have used.
+//! Processes: on which core they run, and the CPU and memory that they have used.
 
 use std::path::Path;
 use std::process::Command;
@@ -41,7 +41,7 @@ pub fn connections(wanted: usize) -> usize {
 }
 
 fn two_cores() -> bool {
-    // Of the machine: this process may be on one of them alone already.
+    // Asks for the machine's cores: this process may be pinned to one of them already.
     Path::new("/sys/devices/system/cpu/cpu1").exists()
 }
 
@@ -77,7 +77,7 @@ pub fn family(pid: u32) -> Vec<u32> {
 pub fn cpu(pid: u32) -> Duration {
     let mut clock = 0;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: both write to what they are given and nothing else.
+    // SAFETY: both calls write to the values that they are given, and to nothing else.
     let failed = unsafe {
         libc::clock_getcpuclockid(pid as libc::pid_t, &mut clock) != 0
             || libc::clock_gettime(clock, &mut time) != 0

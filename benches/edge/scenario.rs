@@ -10,7 +10,7 @@ pub struct Scenario {
     pub name: &'static str,
     pub contenders: &'static [Contender],
     pub workload: fn(&Server) -> Workload,
-    /// Requests over which instructions are counted; 0: not counted, another scenario does it.
+    /// Requests over which instructions are counted; 0: another scenario counts them.
     pub counted: u64,
 }
 
@@ -31,7 +31,7 @@ impl Contender {
 /// cache-buster.
 const EVENT: &str = "/v1/event/?_a=62515&_n=000000001625&email=person@company.com&_m=20.5\
     &id=ext-77&favorite_color=orange&lifecycle=customer&t=1763866713123";
-/// The same of a portal that is not on the list.
+/// The same event of a portal that is not in the list.
 const REFUSED: &str = "/v1/event/?_a=1&_n=000000001625&email=person@company.com&_m=20.5\
     &id=ext-77&favorite_color=orange&lifecycle=customer&t=1763866713123";
 /// nginx's `empty_gif` and our pixel.

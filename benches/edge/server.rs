@@ -1,4 +1,5 @@
-//! A server that is measured: how it is started, settled, and held to account in the end.
+//! A server that is measured: its start, the wait until it has no work left, and the check at its
+//! end that it has recorded every answer.
 
 use crate::process::{self, Mode};
 use serde_json::Value;
@@ -11,16 +12,15 @@ use tempfile::TempDir;
 
 /// Anything that takes longer has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Between two looks at something that is waited for: often enough, and rarely enough to cost
-/// the server nothing.
+/// Pause between two looks at something that is waited for, long enough to cost the server nothing.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What kind of server it is, and so what it has to account for.
+/// The kind of a server, which says what it must have recorded in the end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// An event delivered, or a refusal counted, for each answer.
     Edge,
-    /// The same in front of an origin: no event at all.
+    /// An edge in front of an origin: no event at all.
     EdgeProxy,
     /// A line in the log for each answer.
     Nginx,
@@ -32,11 +32,11 @@ pub enum Kind {
 pub struct Server {
     pub kind: Kind,
     pub address: SocketAddr,
-    /// How many requests it has answered rightly.
+    /// The number of requests that it has answered correctly.
     pub answered: u64,
     /// An edge's admin listener.
     pub admin: Option<SocketAddr>,
-    /// Lives as long as the server that stands in front of it.
+    /// The origin behind the server, which lives as long as the server.
     pub origin: Option<Box<Server>>,
     child: Child,
     dir: TempDir,
@@ -149,7 +149,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Only what was not stopped is still there: an origin, or what a failed assertion leaves.
+        // Servers that were not stopped are still there: an origin, or one whose assertion failed.
         if matches!(self.child.try_wait(), Ok(None)) {
             self.terminate();
             let _ = self.child.wait();

@@ -1,12 +1,12 @@
-//! The report: Markdown that can be pasted.
+//! The report, a table in Markdown.
 
 use crate::load::Sample;
 use crate::scenario::Contender;
 
-/// What one contender has shown.
+/// The measurements of one contender.
 pub struct Row<'a> {
     pub contender: &'a Contender,
-    /// A sample for each round.
+    /// One sample for each round.
     pub samples: Vec<Sample>,
     pub instructions: Option<f64>,
     pub peak_mib: f64,
@@ -56,7 +56,7 @@ pub fn print(scenario: &str, rows: &[Row<'_>]) {
     }
 }
 
-/// The middle of some figures.
+/// The median of some figures.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

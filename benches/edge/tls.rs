@@ -11,7 +11,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-/// Whom the certificate names.
+/// The host name in the certificate.
 pub const NAME: &str = "track.example.com";
 
 static CERTIFICATE: LazyLock<rcgen::CertifiedKey<rcgen::KeyPair>> =

@@ -66,7 +66,8 @@ impl Config {
         let parse = |text: &str| {
             Url::parse(text).map_err(|e| ConfigError::caused("endpoint", "is no URL", e))
         };
-        // By itself too: to the slashes of a URL without a host the path would be its host.
+        // The endpoint is parsed by itself as well: if it had no host, the path that is appended
+        // would become its host.
         parse(endpoint.expose())?;
         let base = endpoint.expose().trim_end_matches('/');
         let url = parse(&format!("{base}/{METRICS_PATH}"))?;

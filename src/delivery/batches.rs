@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use crate::spool::RecordId;
 use crate::upstream::{Batch, BatchConfig};
 
-/// An event as it comes from the spool. The type of the id is open so that tests can make ids.
+/// An event as it comes from the spool. The type of its id is a parameter, so that tests can make
+/// ids.
 #[derive(Debug, Clone)]
 pub struct Arrival<T = RecordId> {
     pub id: T,
@@ -28,12 +29,12 @@ pub struct Batcher<T = RecordId> {
     events: VecDeque<(Instant, Arrival<T>)>,
     open: usize,
     open_bytes: usize,
-    /// Weight of the events behind the open batch.
+    /// The [`weight`]s of the events behind the open batch, in bytes.
     behind_bytes: usize,
 }
 
 impl<T> Batcher<T> {
-    /// Collects nothing yet.
+    /// A batcher without events.
     pub fn new(config: BatchConfig) -> Batcher<T> {
         Batcher { config, events: VecDeque::new(), open: 0, open_bytes: 0, behind_bytes: 0 }
     }
@@ -46,7 +47,7 @@ impl<T> Batcher<T> {
         self.grow();
     }
 
-    /// Adds an event that arrived now.
+    /// Adds an event that arrived at `now`.
     pub fn push(&mut self, arrival: Arrival<T>, now: Instant) {
         self.behind_bytes += weight(&arrival);
         self.events.push_back((now, arrival));
@@ -68,7 +69,7 @@ impl<T> Batcher<T> {
         self.open < self.events.len() || self.open >= self.config.events_max
     }
 
-    /// When the open batch closes, if no event comes. `None` if there is none.
+    /// When the open batch closes if no further event comes. `None`: it holds no event.
     pub fn closes_at(&self) -> Option<Instant> {
         let (arrived_at, _) = self.events.front()?;
         let linger = Duration::from_millis(self.config.linger_ms);

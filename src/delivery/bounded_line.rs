@@ -3,12 +3,13 @@
 use std::io::{self, BufRead};
 
 /// Reads a line into `text`, which it clears first, without the line feed. Of a line that is longer
-/// than `bytes_max` only one byte more is stored, which shows that it is too long. The last line
-/// counts without a line feed, too. Returns how many bytes were read; 0 at the end.
+/// than `bytes_max`, stores `bytes_max` bytes and one more, so that the caller sees that it is too
+/// long. The last line may lack its line feed. Returns the number of bytes read, with the line
+/// feed; 0 at the end of the file.
 ///
 /// # Errors
 ///
-/// The reader's.
+/// The errors of `reader`.
 pub fn read_line(
     reader: &mut impl BufRead,
     bytes_max: usize,

@@ -13,8 +13,8 @@
 //! A batch that fails as the probe is halved, so that probes become small: see `conclude.rs`.
 //!
 //! A batch that fails again and again says nothing about the upstream: it has a wait of its own,
-//! and only its first failure counts here. A pause that the upstream asks for is kept whatever else
-//! is under way: the success of an attempt that began before does not end it.
+//! and only its first failure counts here. A pause that the upstream asks for ends only with its
+//! time: the success of an attempt that began before the pause does not end it.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ use tokio::time::Instant;
 
 use super::retries::Backoff;
 
-/// First failures in a row that open the breaker.
+/// The breaker opens after so many batches in a row whose first attempt failed.
 pub const FAILURES_MAX: u32 = 5;
 /// After this many probes that failed at their first attempt, the pause doubles.
 const FIRST_PROBES: u32 = 64;
 
-/// See the module.
+/// The circuit breaker of one upstream. The module describes its three states.
 #[derive(Debug, Default)]
 pub struct Breaker {
     state: State,
@@ -68,13 +68,14 @@ pub enum Admission {
 pub enum Tried {
     /// For the first time.
     First,
-    /// For the first time as this batch, which is a part of one that failed.
+    /// For the first time as this batch, which is a part of a batch that failed.
     FirstAsPart,
-    /// Again.
+    /// Another time, as the same batch.
     Again,
 }
 
-/// One attempt under way, to be given back with its result.
+/// One attempt under way. The caller returns it with the result, to [`Breaker::succeed`],
+/// [`Breaker::fail`] or [`Breaker::abandon`].
 #[derive(Debug)]
 #[must_use]
 pub struct Pass {
@@ -107,8 +108,8 @@ impl Breaker {
         self.state != State::Closed || self.paused_until.is_some_and(|until| now < until)
     }
 
-    /// Whether the last [`FAILURES_MAX`] attempts failed, first ones of their batch or not. One
-    /// that ended with a pause, as of an upstream that limits its load, does not count.
+    /// Whether the last [`FAILURES_MAX`] attempts failed, each whether it was the first one of its
+    /// batch or not. An attempt after which the upstream asked for a pause does not count.
     pub fn takes_nothing(&self) -> bool {
         self.attempts_failed >= FAILURES_MAX
     }
@@ -144,7 +145,7 @@ impl Breaker {
         } else {
             self.attempts_failed = self.attempts_failed.saturating_add(1);
         }
-        // Of an attempt that began before the breaker opened, only the pause counts.
+        // An attempt that began before the breaker opened counts only for the pause above.
         let counts = match self.state {
             State::Closed => tried == Tried::First || asked.is_some(),
             State::Open { .. } => false,

@@ -19,11 +19,13 @@ use crate::upstream::{Failure, Outcome};
 /// events of a batch are shown as poison.
 const POISON_FAILURES: u32 = 3;
 
-/// Parts to attempt again, in order, each with the moment at which it is due.
+/// The parts of a batch that are attempted again, in order, each with the moment at which it is
+/// due.
 type FollowUp = Vec<(InFlightBatch, Instant)>;
 
 impl DeliveryWorker {
-    /// Acts on the end of an attempt.
+    /// Acts on the end of an attempt: reports it to the breaker and the limiter, acknowledges or
+    /// writes to the dead letters what has ended, and puts the rest back into the schedule.
     pub(super) fn conclude(&mut self, attempt: Attempt) {
         let now = Instant::now();
         let Attempt { mut work, outcome, pass, permit } = attempt;
@@ -44,7 +46,8 @@ impl DeliveryWorker {
                 self.breaker.succeed(pass);
             }
             Feedback::Backpressure(after) => {
-                // A batch that fails for itself says nothing about the upstream's load.
+                // A batch that has failed before may be to blame itself, so its failure says
+                // nothing about the upstream's load, unless the upstream asked for a pause.
                 match is_first || after.is_some() {
                     true => self.limiter.shrink(permit),
                     false => self.limiter.give_back(permit),
@@ -64,7 +67,7 @@ impl DeliveryWorker {
         self.put_back(work, follow_up, now);
         self.note_state(now);
         if self.monitor.tracker.troubles().poison_events > 0 {
-            // Between two ticks a batch may be halved down to its dead letter.
+            // Not only at the next tick: a batch may be halved down to its dead letter before.
             self.monitor.note_faults(self.bound());
         }
     }
@@ -122,11 +125,11 @@ impl DeliveryWorker {
         follow_up
     }
 
-    /// Plans another attempt. A batch that failed too often is halved, and one that failed as the
-    /// probe (`narrows`) at once: where nearly every batch holds an event that the upstream never
-    /// takes, the upstream seems to take nothing until a small batch shows that it takes others. A
-    /// single event that failed too often while others were delivered becomes a dead letter, unless
-    /// a changed configuration would help.
+    /// Plans another attempt. A batch that failed `attempts_max` times is halved. A batch that
+    /// failed as the probe (`narrows`) is halved at once: where nearly every batch holds an event
+    /// that the upstream never takes, the upstream seems to take nothing until a small batch shows
+    /// that it takes others. A single event that failed `attempts_max` times while others were
+    /// delivered becomes a dead letter, unless a changed configuration would help (`is_fault`).
     fn retry(
         &mut self,
         mut batch: InFlightBatch,
@@ -137,7 +140,7 @@ impl DeliveryWorker {
     ) -> FollowUp {
         self.monitor.health.failed(&failure.what);
         batch.failures = batch.failures.saturating_add(1);
-        // The events are not to blame for a failure of this side or of a whole portal.
+        // A local failure is about a whole portal, such as its token, and not about these events.
         if !failure.local {
             let suspect = batch.suspect.get_or_insert_default();
             if suspect.failures == 0 {
@@ -154,8 +157,8 @@ impl DeliveryWorker {
             let is_too_often = self.attempts_max > 0 && failures >= self.attempts_max;
             if batch.len() > 1 && (is_too_often || narrows) {
                 let halves = batch.halve().map(|mut half| {
-                    // Until the next attempts say which one it is, both are suspect: their
-                    // failures say nothing about the upstream.
+                    // One half holds the event that is to blame, and it is not known which one. So
+                    // the first failure of either half says nothing about the upstream.
                     half.suspect = Some(Suspicion::default());
                     half.note_failure(is_fault);
                     (half, now)
@@ -185,8 +188,8 @@ impl DeliveryWorker {
         self.letters.push(batch, now_ms, reason, failure);
     }
 
-    /// Puts what is left of a batch back into the schedule: as one where an order is kept, else
-    /// each part for itself.
+    /// Puts what is left of a batch back into the schedule: together with the parts that wait
+    /// behind it where an order is kept, else each part by itself.
     fn put_back(&mut self, mut work: Work, follow_up: FollowUp, now: Instant) {
         if !self.in_order {
             for (batch, due) in follow_up {

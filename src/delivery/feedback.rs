@@ -7,7 +7,8 @@ use crate::upstream::Outcome;
 /// What one attempt says about the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feedback {
-    /// The attempt says nothing about the upstream: it failed on this side.
+    /// The attempt says nothing about the upstream, because its failure is about these events only
+    /// ([`Failure::local`](crate::upstream::Failure::local)).
     Nothing,
     /// The upstream answers and handles what it receives.
     Success,
@@ -18,7 +19,8 @@ pub enum Feedback {
 }
 
 impl Feedback {
-    /// Of a whole attempt. In a mixed outcome the worst part counts, and the longest pause.
+    /// The feedback of a whole attempt. Of a mixed outcome, the worst part and the longest pause
+    /// count.
     pub fn of(outcome: &Outcome) -> Feedback {
         match outcome {
             Outcome::Retry(f) | Outcome::Fault(f) | Outcome::Dead(f) if f.local => {
@@ -36,7 +38,8 @@ impl Feedback {
         }
     }
 
-    /// Parts cannot be nested: a part that is mixed again is to be retried.
+    /// The feedback of one part. Parts cannot be nested, so a part that is mixed again counts as
+    /// one that must be retried.
     fn of_part(outcome: &Outcome) -> Feedback {
         match outcome {
             Outcome::Mixed(_) => Feedback::Backpressure(None),

@@ -13,7 +13,7 @@ use super::options::{Options, Route, RouteLimits};
 use super::status::Status;
 use super::worker::{DeliveryWorker, Stop};
 
-/// All routes, running.
+/// The handle to all routes, which are running.
 pub struct Forwarder {
     monitors: Vec<Arc<Monitor>>,
     /// The limits in force, in the order of the routes.

@@ -50,7 +50,7 @@ impl State {
     }
 }
 
-/// See the module.
+/// The state of one upstream, which the delivery worker sets and `/status` reads.
 #[derive(Debug)]
 pub struct Health {
     name: String,
@@ -107,7 +107,7 @@ impl Health {
         inner.last_error = Some(error.to_owned());
     }
 
-    /// Something on this side, such as the disk, fails because of `error`.
+    /// A part of this process, such as the disk, fails because of `error`.
     pub fn failed_here(&self, error: &str) {
         self.inner.lock().last_error = Some(error.to_owned());
     }

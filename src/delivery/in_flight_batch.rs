@@ -14,7 +14,7 @@ use crate::upstream::{Batch, Failure, Outcome, Part};
 #[derive(Debug)]
 pub struct InFlightBatch<T = RecordId> {
     pub batch: Batch,
-    /// One for each record of the batch, in the batch's order.
+    /// The id of each record of the batch, in the batch's order.
     pub ids: Vec<T>,
     /// Failed attempts in a row.
     pub failures: u32,
@@ -40,14 +40,14 @@ pub struct Suspicion {
 }
 
 impl<T: Copy> InFlightBatch<T> {
-    /// From a closed batch. The tracker knows of its events until they have ended.
+    /// A batch of the events of a closed batch. The tracker knows them until they have ended.
     pub fn new(closed: Vec<Arrival<T>>, tracker: &Arc<Tracker>) -> InFlightBatch<T> {
         let (ids, records): (_, Vec<Bytes>) = closed.into_iter().map(|a| (a.id, a.record)).unzip();
         let entry = Some(Entry::new(tracker, &records));
         InFlightBatch { entry, ..InFlightBatch::of(records, ids) }
     }
 
-    /// From records that do not come from the spool. No tracker knows of them.
+    /// A batch of records that do not come from the spool. No tracker knows them.
     pub fn of(records: Vec<Bytes>, ids: Vec<T>) -> InFlightBatch<T> {
         InFlightBatch {
             batch: Batch::new(records),
@@ -65,8 +65,8 @@ impl<T: Copy> InFlightBatch<T> {
         self.batch.records().iter().map(Bytes::len).sum()
     }
 
-    /// Tells the tracker that the last attempt failed. `is_fault`: a changed configuration would
-    /// help.
+    /// Notes in the tracker that the last attempt failed. `is_fault`: a changed configuration
+    /// would help.
     pub fn note_failure(&self, is_fault: bool) {
         let trouble = match is_fault {
             true => Trouble::Misconfigured,

@@ -19,7 +19,7 @@ use crate::upstream::Failure;
 /// A write that takes longer than this counts as failing.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// Writes events to the dead letters of one upstream, one batch after another.
 pub struct LetterQueue {
     file: DeadLetters,
     waiting: VecDeque<(InFlightBatch, Arc<[Letter]>)>,
@@ -27,7 +27,8 @@ pub struct LetterQueue {
     writing: JoinSet<Result<(), String>>,
     began: Instant,
     failures: u32,
-    /// The first in the queue is written again at this moment.
+    /// The first batch in the queue is written again at this moment. `None`: the last write did
+    /// not fail.
     retry_at: Option<Instant>,
 }
 

@@ -4,7 +4,7 @@
 //! once. An attempt that meets backpressure halves it, but attempts that were in flight together
 //! halve it only once. It stays between 1 and the configured bound.
 
-/// See the module.
+/// The number of batches that one upstream may have in flight, which follows its answers.
 #[derive(Debug)]
 pub struct Limiter {
     max: usize,
@@ -15,7 +15,8 @@ pub struct Limiter {
     decreases: u64,
 }
 
-/// One attempt's permit, to be given back when the attempt has ended.
+/// The permit of one attempt. The caller returns it when the attempt has ended, to
+/// [`Limiter::grow`], [`Limiter::shrink`] or [`Limiter::give_back`].
 #[derive(Debug)]
 #[must_use]
 pub struct Permit {
@@ -47,8 +48,8 @@ impl Limiter {
 
     /// The attempt succeeded.
     pub fn grow(&mut self, permit: Permit) {
-        // Only while the limit is used up: a limit that grew while there is little to send would be
-        // too high when there is much.
+        // The limit grows only while it is used up. If it grew while there is little to send, it
+        // would be too high when there is much.
         if !self.has_room() {
             self.limit = (self.limit + 1.0 / self.limit).min(self.max as f64);
         }

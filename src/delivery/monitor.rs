@@ -36,7 +36,7 @@ pub enum Bound {
     Bytes,
 }
 
-/// See the module.
+/// What other threads see of a delivery worker while it runs.
 pub struct Monitor {
     pub name: String,
     pub health: Health,
@@ -76,7 +76,7 @@ impl Monitor {
         self.batches.with_label_values(&[self.name.as_str(), outcome]).inc();
     }
 
-    /// Age in seconds of the oldest event that waits; 0 when none does.
+    /// Age in seconds of the oldest event that waits; 0 if none waits.
     pub fn lag_seconds(&self) -> u64 {
         let unreadable_ms = Some(self.unreadable_ms.load(Relaxed)).filter(|ms| *ms != NEVER);
         let oldest_ms = self.tracker.oldest_ms().into_iter().chain(unreadable_ms).min();

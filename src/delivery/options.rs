@@ -1,4 +1,4 @@
-//! What delivery is started with: its routes, and the options that all routes share.
+//! The inputs of delivery: its routes, and the options that all routes share.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::spool::Reader;
 use crate::telemetry::faults::Faults;
 use crate::upstream::{BatchConfig, Upstream};
 
-/// See [`Options::tick_every`].
+/// The default of [`Options::tick_every`].
 const TICK: Duration = Duration::from_secs(1);
 
 /// One upstream and the spool reader that feeds it.
@@ -31,7 +31,7 @@ pub struct Route {
     pub reader: Reader,
 }
 
-/// What a reload changes of a running route.
+/// The settings of a running route that a reload changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteLimits {
     /// See [`Route::batch`].
@@ -40,7 +40,7 @@ pub struct RouteLimits {
     pub attempts_max: u32,
 }
 
-/// What all routes share.
+/// The options that all routes share.
 pub struct Options {
     /// The folder of the dead letters.
     pub dead_dir: PathBuf,

@@ -9,10 +9,10 @@
 //! failure, or is delivered. If it fails as well, an event of a third portal goes before both. So
 //! where the first events of N portals fail, about N probes find a portal that the upstream takes.
 //!
-//! Events of one portal cannot prove anything about each other. If a younger one is delivered as a
-//! proof, then the older one comes too late, or has to become a dead letter untried, which after an
-//! outage of the upstream would happen to events that it would take. So where all events that fit
-//! into memory are of portals whose first event has failed, those are tried again in turn.
+//! An event cannot be the probe for an older one of its own portal. If it were delivered, the older
+//! one would come out of order, or would become a dead letter untried; and after an outage, the
+//! upstream would take the older one. So where all events that fit into memory are of portals whose
+//! first event has failed, these first events are tried again in turn.
 
 use std::collections::HashSet;
 
@@ -21,9 +21,9 @@ use super::schedule::Work;
 use super::worker::{DeliveryWorker, portal_of};
 
 impl DeliveryWorker {
-    /// If it is not known whether the upstream or the first events of a queue's work are to blame:
-    /// puts an event of a portal that was not tried alone before them, or else the next of those
-    /// that were.
+    /// Puts the probe in front of a queue's work, if it is not known whether the upstream or the
+    /// first events of the work are to blame. The probe is the next event of a portal of which none
+    /// was tried alone; if there is none, the next of the events that were tried alone.
     pub(super) fn bring_probe(&mut self, work: &mut Work) {
         let queue = &mut self.queues[work.queue];
         queue.seeks_probe = false;
@@ -31,7 +31,7 @@ impl DeliveryWorker {
         if !first.is_stuck && !self.breaker.takes_nothing() {
             return;
         }
-        // Events that failed alone, each the first of its portal.
+        // The portals of the events at the front that failed alone, each the first of its portal.
         let mut portals = HashSet::new();
         let is_first_alone = |part: &&InFlightBatch| {
             part.len() == 1 && part.failures > 0 && portals.insert(portal_of_first(part))

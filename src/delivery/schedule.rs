@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::in_flight_batch::InFlightBatch;
 
-/// What remains of a batch, in order; the first part is attempted next. More than one only where
-/// an order is kept.
+/// What remains of a batch, in order; the first part is attempted next. There are further parts
+/// only where an order is kept.
 #[derive(Debug)]
 pub struct Work {
     /// The queue that it came from.
@@ -18,32 +18,33 @@ pub struct Work {
     pub parts: VecDeque<InFlightBatch>,
 }
 
-/// See the module.
+/// The batches that wait for an attempt.
 #[derive(Debug, Default)]
 pub struct Schedule {
-    /// By due time, and a number that keeps those of one moment in the order of arrival.
+    /// By the moment at which each is due, and by a number that keeps those of one moment in the
+    /// order of arrival.
     waiting: BTreeMap<(Instant, u64), Work>,
     entered: u64,
     bytes: usize,
-    /// How many have not failed yet, and the bytes of their records.
+    /// The number of batches that have not failed yet, and the bytes of their records.
     fresh: usize,
     fresh_bytes: usize,
-    /// Whether the last probe was a smallest one.
+    /// Whether the last probe was the smallest batch that was due.
     takes_small: bool,
 }
 
 impl Work {
-    /// Bytes of its records.
+    /// Bytes of the records.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(InFlightBatch::bytes).sum()
     }
 
-    /// Number of events of what is attempted next.
+    /// Number of events of the part that is attempted next.
     fn len(&self) -> usize {
         self.parts.front().map_or(0, InFlightBatch::len)
     }
 
-    /// Failures of what is attempted next.
+    /// Failures of the part that is attempted next.
     pub fn failures(&self) -> u32 {
         self.parts.front().map_or(0, |part| part.failures)
     }
@@ -61,10 +62,11 @@ impl Schedule {
         self.waiting.insert((due, self.entered), work);
     }
 
-    /// Takes what has been due for longest. `as_probe`: what has failed least often, because that
-    /// says most about the upstream, and of that in turn the largest batch and the smallest one. A
-    /// small one is likely to hold no event that the upstream never takes; but its events may be
-    /// alike, and those of a batch that was never attempted may be others.
+    /// Takes the work that has been due for longest. With `as_probe`, takes the work that has
+    /// failed least often, because its result says most about the upstream; among equals, the
+    /// largest batch and the smallest one in turn. A small batch is less likely to hold an event
+    /// that the upstream never takes. But all small batches may be parts of one that failed, and
+    /// then only a large one has events of another sort.
     pub fn take(&mut self, now: Instant, as_probe: bool) -> Option<Work> {
         let mut due = self.waiting.range(..=(now, u64::MAX));
         let key = match as_probe {
@@ -93,7 +95,7 @@ impl Schedule {
         self.fresh > 0
     }
 
-    /// When the next is due.
+    /// When the next attempt is due. `None`: nothing waits.
     pub fn next_due(&self) -> Option<Instant> {
         self.waiting.first_key_value().map(|((due, _), _)| *due)
     }

@@ -11,7 +11,7 @@ pub struct Status {
     pub kind: &'static str,
     /// The upstream's state.
     pub state: State,
-    /// Seconds since the first attempt failed after the last delivery; `None` while none failed.
+    /// Seconds since the first failed attempt after the last delivery. `None`: none has failed.
     pub trouble_seconds: Option<u64>,
     /// Age in seconds of the oldest event that waits; 0 when there is none.
     pub lag_seconds: u64,

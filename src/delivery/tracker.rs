@@ -13,14 +13,14 @@ use crate::event::RawRecord;
 /// How the last attempt at a batch ended, if it failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Trouble {
-    /// It was not attempted yet.
+    /// The batch was not attempted yet, or its last attempt did not fail.
     #[default]
     None,
-    /// It failed and is repeated.
+    /// The attempt failed and is repeated.
     Retrying,
-    /// It failed again and again while the upstream took others.
+    /// The batch failed again and again while the upstream took others.
     Poison,
-    /// It was refused as a wrong configuration is.
+    /// The upstream's answer shows that the configuration is wrong.
     Misconfigured,
 }
 
@@ -29,13 +29,13 @@ pub enum Trouble {
 pub struct Troubles {
     /// Batches that failed, whatever the kind of their trouble.
     pub failing: usize,
-    /// Batches that were refused as a wrong configuration is.
+    /// Batches whose last answer shows that the configuration is wrong.
     pub misconfigured: usize,
     /// Events in batches that fail while the upstream takes others.
     pub poison_events: usize,
 }
 
-/// See the module.
+/// The batches of one route, with the age and the trouble of each.
 #[derive(Debug, Default)]
 pub struct Tracker {
     inner: Mutex<Inner>,
@@ -43,8 +43,8 @@ pub struct Tracker {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By the time at which the oldest event of each batch was received, and a number that keeps
-    /// batches of the same millisecond apart.
+    /// The trouble and the number of events of each batch. The key is the time at which its oldest
+    /// event was received, and a number that keeps batches of the same millisecond apart.
     batches: BTreeMap<(u64, u64), (Trouble, usize)>,
     entered: u64,
     /// When the first event was received of each batch that is still open.
@@ -134,7 +134,7 @@ impl Entry {
         Entry::new(&self.tracker, records)
     }
 
-    /// Notes how the last attempt ended at the batch, which holds `events` events.
+    /// Notes how the last attempt at the batch ended. The batch holds `events` events.
     pub fn set(&self, trouble: Trouble, events: usize) {
         self.tracker.change(self.key, Some((trouble, events)));
     }

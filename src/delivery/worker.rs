@@ -29,7 +29,7 @@ use crate::event::RawRecord;
 use crate::spool::{Ack, Acknowledger, Entry, Reader};
 use crate::upstream::{BatchConfig, Failure, Outcome, Upstream};
 
-/// How long attempts have to end after [`Upstream::cut_off`], in milliseconds.
+/// The longest wait for attempts to end after [`Upstream::cut_off`], in milliseconds.
 pub const CUT_OFF_MS_MAX: u64 = 500;
 /// How long [`Upstream::close`] may take, in milliseconds.
 pub const CLOSE_MS_MAX: u64 = 2000;
@@ -43,7 +43,7 @@ const READ_PAUSE: Duration = Duration::from_millis(4);
 /// When attempts under way are cut off; `None` while delivery runs.
 pub type Stop = Option<Instant>;
 
-/// See the module.
+/// The delivery worker of one route.
 pub struct DeliveryWorker {
     pub(super) monitor: Arc<Monitor>,
     pub(super) upstream: Arc<dyn Upstream>,
@@ -77,9 +77,9 @@ pub struct DeliveryWorker {
 /// Events on their way to a batch.
 pub(super) struct Queue {
     pub(super) batcher: Batcher,
-    /// Whether a batch of it is under way or waits. Matters only where an order is kept.
+    /// Whether a batch of this queue is in flight or waits. Matters only where an order is kept.
     pub(super) is_busy: bool,
-    /// Whether its batch waits for an event of another portal: see `probe.rs`.
+    /// Whether the batch waits for an event of another portal, as its probe: see `probe.rs`.
     pub(super) seeks_probe: bool,
 }
 
@@ -141,7 +141,7 @@ impl DeliveryWorker {
         &self.monitor.name
     }
 
-    /// What can be seen of it while it runs.
+    /// What other threads see of the worker while it runs.
     pub fn monitor(&self) -> Arc<Monitor> {
         Arc::clone(&self.monitor)
     }

@@ -150,7 +150,7 @@ fn canonical_text<'a>(param: Reserved, value: Text<'a>) -> Option<Cow<'a, str>> 
 }
 
 /// Why a parameter of this name is not a contact property; `None` if it is one. The name is in
-/// lower case. `plain` has the meaning that it has in [`validate::is_property_name`].
+/// lower case. `plain`: it is known to consist of `[a-z0-9_]`.
 pub(super) fn name_fault(name: &str, plain: bool, rules: &Rules) -> Option<Ignored> {
     if let Some(cause) = rules.drops(name) {
         Some(cause)
@@ -158,9 +158,11 @@ pub(super) fn name_fault(name: &str, plain: bool, rules: &Rules) -> Option<Ignor
         Some(Ignored::Underscore)
     } else if !plain && name.starts_with("amp;") {
         Some(Ignored::EscapedSeparator)
-    } else if !validate::is_property_name(name, plain) {
-        Some(Ignored::InvalidName)
     } else {
-        None
+        let is_valid = match plain {
+            true => validate::is_plain_property_name(name),
+            false => validate::is_property_name(name),
+        };
+        (!is_valid).then_some(Ignored::InvalidName)
     }
 }

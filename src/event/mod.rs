@@ -2,7 +2,7 @@
 //!
 //! This room does no I/O, reads no clock, is not async and has no state. A request, the command
 //! `explain` and the tests call the same function, so their verdicts cannot differ. SPEC 3 has the
-//! rules, and `param.rs` their limits.
+//! rules, and `param.rs` all of their limits, which other rooms take from there.
 //!
 //! The path and the method (SPEC 2), the portal policy (SPEC 5) and the answer (SPEC 4) belong to
 //! other rooms. [`Reason`] lists the reasons of their checks as well, so that there is one list.
@@ -11,8 +11,8 @@
 //! by their meaning, `validate.rs`, `email.rs` and `revenue.rs` have the rule of each field, and
 //! `normalize.rs` makes the canonical form. `record/` stores an event, reads it back and writes it
 //! as upstreams receive it. `hints.rs` finds likely mistakes in a query, which `hint.rs` lists;
-//! `peek.rs` reads portal and event name of a query that is rejected. `hidden.rs` knows the
-//! characters that no reader sees.
+//! `peek.rs` reads portal and event name of a query that is rejected. `hidden.rs` recognizes the
+//! characters that a reader does not see. `verdict.rs` lists the reasons, with their texts.
 //!
 //! A plain query (no `%`, no `+`, lower-case keys) is judged without allocating: the event borrows
 //! from the query.
@@ -59,4 +59,5 @@ pub use record::from_wire::{FromWire, WireError};
 pub use record::raw::{RawRecord, WireWriter, is_newer_record, newer_received_ms, portal_and_time};
 pub use record::route::{Route, is_routed, names_upstream};
 pub use revenue::Revenue;
+pub use validate::is_property_name;
 pub use verdict::{Ignored, IgnoredParams, Reason, Rejection};

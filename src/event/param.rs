@@ -1,7 +1,7 @@
 //! The limits of SPEC 3 in numbers, and the names of the reserved parameters.
 //!
-//! Each number stands here and nowhere else. The rules that apply them are in the other files of
-//! this room.
+//! Each number stands here and nowhere else: the portal list, the upstreams and the pages import
+//! it. The rules that apply the numbers are in the other files of this room.
 
 /// The default of `events.query_bytes_max`: the longest query that is judged, in bytes.
 pub const QUERY_BYTES_MAX_DEFAULT: usize = 8192;

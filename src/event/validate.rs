@@ -32,13 +32,16 @@ pub(super) fn is_external_id(value: &Text<'_>) -> bool {
     is_opaque(value, EXTERNAL_ID_CHARS_MAX)
 }
 
-/// Whether a name has the form `[a-z][a-z0-9_]{0,99}`. `plain` says that the name is known to
-/// consist of `[a-z0-9_]` only.
-pub(super) fn is_property_name(name: &str, plain: bool) -> bool {
+/// Whether a name can be that of a contact property: it has the form `[a-z][a-z0-9_]{0,99}`.
+pub fn is_property_name(name: &str) -> bool {
     let is_name_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    is_plain_property_name(name) && name.bytes().all(is_name_byte)
+}
+
+/// Does what [`is_property_name`] does, for a name that is known to consist of `[a-z0-9_]`.
+pub(super) fn is_plain_property_name(name: &str) -> bool {
     name.len() <= PROPERTY_NAME_BYTES_MAX
         && name.as_bytes().first().is_some_and(u8::is_ascii_lowercase)
-        && (plain || name.bytes().all(is_name_byte))
 }
 
 /// Whether a value can be that of a property: it has no control characters but tab, LF and CR.

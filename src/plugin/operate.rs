@@ -154,15 +154,15 @@ impl PixelGate {
         self.state.draining.load(Acquire)
     }
 
-    /// Stops delivery and makes every enqueued event durable, within `limit`. Delivery attempts
-    /// that have begun get half of it to end. Call this when no request is in flight: later events
-    /// are rejected as `overloaded`. Events that are not delivered yet are delivered after the next
-    /// start. Blocks, so async code calls [`PixelGate::close_async`].
+    /// Stops delivery and writes the events that are still in memory to disk, within `limit`.
+    /// Delivery attempts that have begun get half of it to end. Call this when no request is in
+    /// flight: later events are rejected as `overloaded`. Events that are not delivered yet are
+    /// delivered after the next start. Blocks, so async code calls [`PixelGate::close_async`].
     ///
     /// # Errors
     ///
-    /// The disk refused enqueued events, or took longer than `limit`. None of these events was
-    /// answered 200 with durability `power` or `interval`.
+    /// The disk refused these events, or took longer than `limit`. None of them was answered 200
+    /// with durability `power` or `interval`.
     pub fn close(&self, limit: Duration) -> Result<(), CloseError> {
         // Delivery gets three quarters and gives attempts under way two thirds of that: one half.
         let until = Instant::now() + limit;

@@ -35,8 +35,8 @@ pub struct Settings {
     pub upstreams: Vec<upstream::Config>,
 }
 
-/// The state from which a reload builds: parts that it must not change, and handles to those that
-/// it changes.
+/// The state from which a reload builds new settings: the parts that a reload must not change, and
+/// handles to the parts that it changes.
 pub struct ReloadState {
     pub state_dir: PathBuf,
     pub inspector: Option<Inspector>,

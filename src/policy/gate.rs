@@ -73,7 +73,7 @@ impl AcceptedEvent<'_> {
     }
 }
 
-/// Whether a portal's rate has an event left.
+/// Whether a portal's rate and quota allow one more event.
 type Rate = Result<(), RateLimited>;
 
 /// The judge of one configuration.
@@ -83,7 +83,7 @@ pub struct Gate {
     privacy: privacy::Config,
     portals: Portals,
     clock: Arc<dyn Clock>,
-    /// The check that the host brings, if any.
+    /// The host's inspector, if it has one.
     inspector: Option<Inspector>,
 }
 
@@ -227,8 +227,8 @@ impl Gate {
         context
     }
 
-    /// As [`Gate::reduced`], for a request that is not judged, or not yet: if its path is the event
-    /// path or below it, the privacy of each portal counts that its query names.
+    /// Reduces the context of a request that is not judged, or not yet. If its path is the event
+    /// path or below it, the `privacy` of each portal that the query names applies as well.
     pub fn reduced_unjudged<'a>(
         &self,
         reading: Reading,
@@ -241,9 +241,9 @@ impl Gate {
         }
     }
 
-    /// What `[privacy]` and the portal's own `privacy` leave of the context of an event request
-    /// that was not accepted. `portal` is 0 if it is not known: then each portal counts that the
-    /// query names.
+    /// Reduces the context of an event request that was not accepted, as `[privacy]` and the
+    /// portal's own `privacy` say. `portal` is 0 if it is not known: then the `privacy` of each
+    /// portal that the query names applies.
     pub fn reduced_for<'a>(&self, portal: u64, query: &[u8], context: Context<'a>) -> Context<'a> {
         let mut reduced = self.reduced(context);
         let named = match portal {
@@ -273,7 +273,7 @@ impl Gate {
     }
 }
 
-/// Removes what the portal's `drop_properties` names.
+/// Removes the properties, the `email` and the `id` that the portal's `drop_properties` names.
 fn drop_fields(policy: &Policy, event: &mut Event<'_>) {
     event.properties.retain(|(name, _)| !policy.drops(name));
     if policy.drops("email") {
@@ -284,7 +284,7 @@ fn drop_fields(policy: &Policy, event: &mut Event<'_>) {
     }
 }
 
-/// Asks the check that the host brings. It sees the event and the context as they would be stored.
+/// Asks the host's inspector, which sees the event and the context as they would be stored.
 #[inline(never)]
 fn inspect(
     inspector: &Inspector,

@@ -5,7 +5,8 @@
 //! change nothing else.
 
 use crate::event::{
-    ADDED_MEMBERS_MAX, ADDED_NAME_BYTES_MAX, ADDED_VALUE_BYTES_MAX, Context, Event, without_hidden,
+    ADDED_MEMBERS_MAX, ADDED_NAME_BYTES_MAX, ADDED_VALUE_BYTES_MAX, Context, Event,
+    is_property_name, without_hidden,
 };
 use std::borrow::Cow;
 use std::ops::Deref;
@@ -98,11 +99,7 @@ impl<'c, 'a> Addition<'c, 'a> {
     ///
     /// The name or the value cannot be used; the context stays as it is.
     pub fn add(&mut self, name: &str, value: &str) -> Result<(), AddError> {
-        let is_later = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        let is_name = name.len() <= ADDED_NAME_BYTES_MAX
-            && name.starts_with(|c: char| c.is_ascii_lowercase())
-            && name.bytes().all(is_later);
-        if !is_name {
+        if name.len() > ADDED_NAME_BYTES_MAX || !is_property_name(name) {
             return Err(AddError::Name);
         }
         let value = without_hidden(Cow::Borrowed(value));

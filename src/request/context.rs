@@ -28,7 +28,7 @@ pub fn context<'a>(
     seen.context(headers, peer, trusted, names)
 }
 
-/// What the first line of each header that belongs to the context says.
+/// The first line of each header that belongs to the context, as far as it was noted.
 #[derive(Default)]
 pub(crate) struct ContextHeaders<'a> {
     user_agent: Option<&'a [u8]>,
@@ -42,7 +42,7 @@ pub(crate) struct ContextHeaders<'a> {
 }
 
 impl<'a> ContextHeaders<'a> {
-    /// For a header of which every line is printable ASCII.
+    /// An empty value, for the header of a request whose lines are all printable ASCII.
     pub fn of_printable() -> Self {
         Self { is_printable: true, ..Self::default() }
     }
@@ -98,8 +98,8 @@ impl<'a> ContextHeaders<'a> {
         }
     }
 
-    /// What `names` asks for. `takes_cookie`: the visitor may be recognized by a cookie.
-    /// `trusts_peer`: `events.context_headers` are those of a trusted proxy.
+    /// The further members that `names` asks for. `takes_cookie`: the cookie may be stored.
+    /// `trusts_peer`: the peer is a trusted proxy, so `events.context_headers` may be stored.
     #[inline(never)]
     fn further<'h>(
         &self,

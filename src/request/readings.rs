@@ -34,7 +34,8 @@ pub struct Pattern {
     path: Box<[u8]>,
     /// One bit for each position in `path`: where each segment begins.
     starts: Box<[u128]>,
-    /// For each byte, whatever the case of a letter: where it stands in `path`.
+    /// For each byte, the positions in `path` at which it stands, one bit each. Upper-case letters
+    /// have the positions of the lower-case ones.
     places: Box<[u128]>,
 }
 
@@ -93,7 +94,8 @@ impl Pattern {
         }
     }
 
-    /// As [`Pattern::is_any_reading_of`], for an event path of up to `SEGMENTS` segments.
+    /// Does what [`Pattern::is_any_reading_of`] does, for an event path of up to `SEGMENTS`
+    /// segments.
     fn search<const SEGMENTS: usize>(&self, path: &[u8]) -> bool {
         let path = path.strip_prefix(b"/").unwrap_or(path);
         let mut column = Column::<SEGMENTS>::EMPTY;

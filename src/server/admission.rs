@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// Admits the connections of one server.
 pub struct Admission {
-    /// Those in force; a reload replaces them.
+    /// The limits in force, which a reload replaces.
     pub limits: Arc<ArcSwap<Limits>>,
     pub limit_reporter: Arc<LimitReporter>,
     gate: PixelGate,
@@ -28,7 +28,7 @@ pub struct Admitted {
     pub permit: Permit,
     /// The client's address: from the PROXY header, else the peer's. `None` on a Unix socket.
     pub client: Option<IpAddr>,
-    /// Bytes that were received after the PROXY header.
+    /// Bytes that were received after the PROXY header, for the next reader.
     pub ahead: BytesMut,
 }
 

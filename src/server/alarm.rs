@@ -1,8 +1,8 @@
 //! Timers that outlive the waits that they limit.
 //!
-//! To register a timer costs more than most of these waits. So a timer stays registered when its
-//! wait has ended. It is moved only if it would fire too late for the next wait, or has fired too
-//! early for it, which is once in many waits.
+//! Registering a timer costs more than most of these waits. So a timer stays registered when its
+//! wait has ended. It is moved only if it would fire too late for the next wait, or if it has fired
+//! too early for it, which happens once in many waits.
 
 use pingora::server::ShutdownWatch;
 use std::pin::Pin;
@@ -71,12 +71,12 @@ impl<F: Future> WaitLimits<'_, F> {
     }
 }
 
-/// Limits one wait after another.
+/// Limits the length of waits that follow each other, with one timer.
 #[derive(Debug, Default)]
 pub struct Alarm {
     /// The timer, and the runtime that it belongs to. `None` before the first wait.
     timer: Option<(Id, Pin<Box<Sleep>>)>,
-    /// When the current wait has lasted too long. `None`: nothing is waited for.
+    /// The moment at which the current wait has lasted too long. `None`: there is no wait.
     until: Option<Instant>,
 }
 

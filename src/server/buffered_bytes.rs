@@ -1,4 +1,4 @@
-//! How many bytes of bodies wait in memory, in the whole process.
+//! Counts the bytes of bodies that wait in memory, in the whole process.
 //!
 //! A client that does not read its download, or an origin that does not read an upload, makes the
 //! other side's bytes wait here. Each exchange alone holds a bounded number of bytes. This count
@@ -25,7 +25,7 @@ struct Count {
     bytes_max: AtomicUsize,
 }
 
-/// A part of the count; given back when dropped.
+/// Reserved bytes, which are returned to the count when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     count: BufferedBytes,
@@ -38,7 +38,7 @@ impl BufferedBytes {
         Self(Arc::new(Count { held: AtomicUsize::new(0), bytes_max: bytes_max.into() }))
     }
 
-    /// Makes the count full at `bytes_max` bytes. What is reserved already stays so.
+    /// Makes the count full at `bytes_max` bytes. Bytes that are reserved stay reserved.
     pub fn set_max(&self, bytes_max: usize) {
         self.0.bytes_max.store(bytes_max, Relaxed);
     }
@@ -47,19 +47,20 @@ impl BufferedBytes {
         self.0.bytes_max.load(Relaxed)
     }
 
-    /// Reserves bytes for a response. `None`: fewer are left.
+    /// Reserves bytes for an exchange. `None`: fewer are left.
     pub(crate) fn reserve(&self, bytes: usize) -> Option<Reservation> {
         self.reserve_within(bytes, self.bytes_max())
     }
 
-    /// Reserves bytes for a larger window, at most half of all: the other half is for responses.
+    /// Reserves bytes for the larger window of an HTTP/2 connection. All windows together get at
+    /// most half of the bytes: the other half is for exchanges. `None`: fewer are left.
     pub(crate) fn reserve_window(&self, bytes: usize) -> Option<Reservation> {
         self.reserve_within(bytes, self.bytes_max() / 2)
     }
 
     fn reserve_within(&self, bytes: usize, bytes_max: usize) -> Option<Reservation> {
         let held = self.0.held.fetch_add(bytes, Relaxed).saturating_add(bytes);
-        // Given back at once if it is too much.
+        // Dropped below, and so returned, if it exceeds the limit.
         let reservation = Reservation { count: self.clone(), bytes };
         (held <= bytes_max).then_some(reservation)
     }

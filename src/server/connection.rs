@@ -35,7 +35,7 @@ pub struct Connection {
     pub peer: Option<IpAddr>,
     /// The number of requests so far, the current one included.
     pub requests: u32,
-    /// What was in force when its last request arrived.
+    /// The configuration that was in force when the last request arrived.
     pub in_force: Arc<InForce>,
     /// Counts this connection in the connection limit until it is dropped.
     pub permit: Permit,

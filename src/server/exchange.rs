@@ -1,16 +1,16 @@
-//! What the two streams of one exchange, the client's and the origin's, must know of each other. It
-//! is how many bytes of a response wait in memory for a client that does not read them, the header
-//! lines that are added to the request, and the trailers, which Pingora does not pass on.
+//! The state that the two streams of one exchange share: the stream of the client and that of the
+//! origin. It holds whether the client takes the response, the header lines that are added to the
+//! request, and the trailers, which Pingora does not pass on.
 //!
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
-//! the client takes none; neither number can be configured. But it reads from the origin and writes
-//! to the client in one task, through streams of this module's choice. So those streams agree, in a
-//! value that belongs to the task: the origin's stream gives a piece, and no more while a write
-//! waits for the client. So two pieces are in memory at most: Pingora's read buffer, whose pages
-//! stay in use, and the piece that is being written.
+//! the client takes none; neither number can be configured. But Pingora reads from the origin and
+//! writes to the client in one task, through streams of this module's choice. So these streams
+//! share a value of the task: the stream of the origin gives one piece, and no further one while a
+//! write to the client waits. So at most two pieces are in memory: Pingora's read buffer, whose
+//! pages stay in use, and the piece that is being written.
 //!
-//! A wait for the client cannot last for ever: the write that waits ends, by the client or by its
-//! timeout, and either wakes the reader or ends the exchange.
+//! A wait for the client ends: the client takes bytes, which wakes the reader, or the timeout of
+//! the write ends the exchange.
 
 use super::buffered_bytes::{BufferedBytes, Reservation};
 use bytes::{Bytes, BytesMut};
@@ -25,21 +25,23 @@ pub const PIECE_BYTES_HTTP1: usize = 32 << 10;
 /// The most bytes of one piece of a response over HTTP/2. One client may have many streams, so this
 /// is less: the longest DATA frame that every client takes (RFC 9113, section 4.2).
 pub const PIECE_BYTES_HTTP2: usize = 16 << 10;
-/// The most bytes of one piece of a large response, whose client reads: more of it was read than
-/// two kernels hold for a client that reads nothing. Linux buffers at most 4 MiB of what a socket
-/// sends (`tcp_wmem`), and as a rule less of what is received.
+/// The most bytes of one piece of a response of which [`LARGE_RESPONSE_BYTES`] were read. These are
+/// more than two kernels hold for a client that reads nothing, so this client reads: Linux buffers
+/// at most 4 MiB of what a socket sends (`tcp_wmem`), and as a rule less of what is received.
 const LARGE_PIECE_BYTES: usize = 64 << 10;
 const LARGE_RESPONSE_BYTES: usize = 8 << 20;
 /// The most bytes of one piece while `edge.buffered_bytes_max` bytes wait in the whole process.
 const PIECE_BYTES_MIN: usize = 2 << 10;
-/// How many bytes of `edge.buffered_bytes_max` an exchange reserves for its response, or as much of
-/// an upload, and how many it reserves beside that for large pieces.
+/// The bytes of `edge.buffered_bytes_max` that an exchange reserves for the bytes of its response,
+/// or of its upload, that wait in memory; and the further bytes that it reserves for large pieces.
 const RESERVED_BYTES: usize = 80 << 10;
 const LARGE_RESERVED_BYTES: usize = 64 << 10;
-/// Bytes that are given at once while none of those before were written, and no write waits: they
-/// may be the beginning of a header or of a chunk, of which Pingora writes nothing yet.
+/// The bytes that are given at a time while nothing of the earlier bytes was written and no write
+/// waits. The earlier bytes may be the beginning of a header or of a chunk, of which Pingora writes
+/// nothing before it is whole.
 const TRICKLE_BYTES: usize = 256;
-/// How often the task lets its other half, or an HTTP/2 connection, write first.
+/// The number of times in a row that a read lets Pingora's other half of the task, or the task of
+/// an HTTP/2 connection, write first.
 const YIELDS_MAX: u32 = 2;
 
 /// The number of exchanges so far.
@@ -56,20 +58,20 @@ pub enum Side {
     Response,
 }
 
-/// What the last write to a client said about it.
+/// Whether a client takes its response, by the last write to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Client {
-    /// It took bytes.
+    /// The client took bytes.
     Takes,
     /// Nothing was written since bytes were read from the origin.
     Unknown,
-    /// It has no room: the write waits.
+    /// The client has no room: the write waits.
     Full,
 }
 
 /// The state of one exchange between a client and an origin.
 struct Exchange {
-    /// From 1 on.
+    /// The number of the exchange in the process, from 1.
     number: u64,
     buffered_bytes: BufferedBytes,
     piece_bytes: usize,
@@ -87,8 +89,8 @@ struct Exchange {
     request_waits: Cell<bool>,
     /// Lines that follow the header lines of the request, each with its CRLF.
     request_lines: RefCell<Bytes>,
-    /// Whether the request's body may end in trailers, and whether that of the response may, as far
-    /// as its header was read.
+    /// Whether the body of the request may end in trailers, and whether that of the response may;
+    /// the latter is known once its header was read.
     request_has_chunks: bool,
     response_has_chunks: Cell<bool>,
     /// Lines of trailers, each with its CRLF; empty: none, or not read yet.

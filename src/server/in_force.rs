@@ -1,5 +1,5 @@
-//! What is in force for a request of a connection: the limits, the settings of the gate, and its
-//! access log.
+//! The configuration of a request: the limits, the settings of the gate, and its access log, as
+//! they were in force when the request arrived.
 //!
 //! Each connection holds one [`InForce`] from the arrival of a request to its answer, so that a
 //! reload in between changes nothing for that request. The next request costs one atomic load to
@@ -11,7 +11,7 @@ use crate::plugin::{PixelGate, Settings};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
-/// What was in force at one moment.
+/// The limits, the settings and the access log that were in force at one moment.
 pub struct InForce {
     /// The gate's count of reloads, read before the other fields: they are at least as new.
     pub reloads: u64,
@@ -48,7 +48,7 @@ impl LimitsHandle {
 }
 
 impl InForce {
-    /// What is in force now.
+    /// The present values.
     pub fn now(gate: &PixelGate, limits: &ArcSwap<Limits>) -> InForce {
         let reloads = gate.reloads();
         let (settings, access_log) = (gate.settings(), gate.access_log());

@@ -17,9 +17,9 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// 9.6).
 pub const LINGER_SECONDS_MAX: u64 = 1;
 pub const LINGER_BYTES_MAX: usize = 256 << 10;
-/// A client that was answered before it has sent the body of its request is drained for so long,
-/// whatever it sends. Many clients read an answer only after all of the body is sent, and take a
-/// connection that breaks while they send for a failure.
+/// A client that was answered before it has sent the whole body of its request is drained for at
+/// most this time, however much it sends. Many clients read an answer only after they have sent the
+/// whole body, and report a failure if the connection breaks before.
 pub const LINGER_UPLOAD_SECONDS_MAX: u64 = 30;
 
 /// The limits of the HTTP server.

@@ -1,4 +1,4 @@
-//! A Pingora proxy whose connections to origins are [`OriginStream`]s.
+//! Builds a Pingora proxy whose connections to origins are [`OriginStream`]s.
 
 use super::origin_stream::OriginStream;
 use super::origin_timeouts::OriginTimeouts;
@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 
-/// A name that makes Pingora ask this connector; no origin gets to see it.
+/// The name of a protocol that makes Pingora call this connector. It is never sent to an origin.
 const MARK: &[u8] = b"pixelgate-origin";
 
 /// The proxy that a [`Server`](super::Server) serves.
@@ -53,8 +53,8 @@ pub type Proxy<SV> = HttpProxy<SV, OriginConnector>;
 /// ```
 pub struct OriginConnector(OriginTransport);
 
-/// The certificates that connections to origins are verified with, and what else is needed to open
-/// one. A clone is another handle to the same.
+/// Opens connections to origins: the certificates with which they are verified, the options and the
+/// timeouts. A clone is another handle to the same transport.
 ///
 /// ```
 /// use pingora::connectors::ConnectorOptions;
@@ -75,13 +75,21 @@ struct Transport {
 }
 
 impl OriginTransport {
-    /// Reads the trusted certificates of `options`, and panics where its `ca_file` holds none.
+    /// Reads the trusted certificates of `options`.
+    ///
+    /// # Panics
+    ///
+    /// `options.ca_file` holds no certificate.
     pub fn new(options: ConnectorOptions, timeouts: OriginTimeouts) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(Transport::new(options, timeouts))))
     }
 
-    /// Opens each later connection with these options and timeouts. Panics as
-    /// [`OriginTransport::new`] does.
+    /// Opens each later connection with these options and timeouts, and reads the trusted
+    /// certificates again.
+    ///
+    /// # Panics
+    ///
+    /// `options.ca_file` holds no certificate.
     pub fn replace(&self, options: ConnectorOptions, timeouts: OriginTimeouts) {
         self.0.store(Arc::new(Transport::new(options, timeouts)));
     }
@@ -94,8 +102,8 @@ impl Transport {
 }
 
 impl OriginConnector {
-    /// Has Pingora open its connections to this HTTP/1 origin by the connector. Without this the
-    /// responses of the origin may take up 840 KiB for each client that does not read.
+    /// Makes Pingora open its connections to this HTTP/1 origin by the connector. Without this, a
+    /// response of the origin may take up to 840 KiB of memory for a client that does not read.
     pub fn route(peer: &mut HttpPeer) {
         peer.options.alpn = ALPN::Custom(CustomALPN::new(MARK.to_vec()));
     }
@@ -167,7 +175,7 @@ where
     proxy_with(conf, inner, OriginTransport::new(options, OriginTimeouts::default()))
 }
 
-/// As [`proxy`], with connections to origins that are opened by `transport`.
+/// Does what [`proxy`] does, with connections to origins that `transport` opens.
 ///
 /// ```
 /// # use pingora::connectors::ConnectorOptions;
@@ -189,7 +197,7 @@ where
 ///
 /// # Errors
 ///
-/// As for [`proxy`].
+/// The errors of [`proxy`].
 pub fn proxy_with<SV>(
     conf: &Arc<ServerConf>,
     inner: SV,

@@ -1,12 +1,13 @@
 //! A connection to an origin that gives its bytes in pieces as [`exchange`] allows, and carries
 //! trailers.
 //!
-//! Pingora reads nothing from an origin while it writes to it. An origin that sends and does not
-//! read until it has sent, as an echo does, would so wait for ever, and one that answers an upload
-//! without reading it would be heard only after a timeout. So once an origin answers, a write does
-//! not wait: what the origin does not take is stored and sent as its answer is read, and nothing
-//! more is read from the client until all is sent. If the whole answer has come and the origin
-//! takes nothing for a while, the rest of the request is dropped, and the connection ends.
+//! Pingora reads nothing from an origin while it writes to it. So an origin that does not read
+//! until it has sent, such as an echo, would wait for ever, and the answer of an origin that does
+//! not read an upload would be noticed only after a timeout. Therefore a write does not wait once
+//! the origin answers: the bytes that the origin does not take are stored, and are sent while its
+//! answer is read. Nothing more is read from the client until all of them are sent. If the whole
+//! answer has come and the origin takes no byte for [`PATIENCE`], the rest of the request is
+//! dropped, and the connection ends.
 
 use super::alarm::Alarm;
 use super::exchange::{self, Side};
@@ -25,7 +26,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::{Sleep, sleep};
 
-/// How long an origin whose whole answer has come may take no byte of the request.
+/// The longest time for which an origin whose whole answer has come may take no byte of the
+/// request.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A connection to an origin.
@@ -51,17 +53,17 @@ enum Answer {
     Whole,
 }
 
-/// The connection beneath the trailers.
+/// The connection itself, below the code that adds and finds trailers.
 #[derive(Debug)]
 struct Wire {
     stream: Take<Stream>,
     answer: Answer,
-    /// Bytes of the answer that came while a write waited, and that Pingora has not read.
+    /// Bytes of the answer that came while a write waited, and that Pingora has not read yet.
     received: BytesMut,
     /// Bytes of the request that the origin has not taken. They are at most the few pieces that
     /// Pingora had read from the client before.
     unsent: BytesMut,
-    /// Runs while the origin takes nothing and its whole answer has come.
+    /// The timer of [`PATIENCE`], which runs while the origin takes nothing after its whole answer.
     patience: Option<Pin<Box<Sleep>>>,
     /// Whether the rest of the request is dropped.
     is_over: bool,
@@ -120,7 +122,7 @@ impl OriginStream {
         let is_idle = match exchange::number() {
             None => true,
             Some(number) if number == self.exchange => false,
-            // Before it uses a connection again, Pingora looks whether that is closed.
+            // Pingora looks whether this connection is closed, before another exchange uses it.
             Some(_) => return polled,
         };
         if std::mem::replace(&mut self.is_idle, is_idle) != is_idle {
@@ -134,7 +136,7 @@ impl OriginStream {
 
 impl Drop for OriginStream {
     fn drop(&mut self) {
-        // Nothing is sent any more that the client would have to wait for.
+        // The stored bytes are dropped, so the client need not wait for them.
         if exchange::number() == Some(self.exchange) {
             exchange::set_request_waits(false);
         }
@@ -152,7 +154,7 @@ impl Wire {
         self.is_over || self.is_ahead || (self.answer == Answer::Whole && !self.unsent.is_empty())
     }
 
-    /// Sends what is stored.
+    /// Sends the stored bytes of the request.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let written = ready!(Pin::new(self.stream.get_mut()).poll_write(cx, &self.unsent))?;
@@ -165,16 +167,16 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// As [`Wire::poll_send`], and flushes.
+    /// Does what [`Wire::poll_send`] does, and then flushes.
     fn poll_send_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
         self.stream().poll_flush(cx)
     }
 
-    /// Sends what waits for the origin, and then lets the client be read again.
+    /// Sends the stored bytes of the request, and lets the client be read again when all are sent.
     fn send_waiting(&mut self, cx: &mut Context<'_>) {
-        // An error is left to the next write, which meets it again. Until then all that the origin
-        // has sent is read.
+        // The next write meets the same error and reports it. Until then, all bytes that the origin
+        // has sent are read.
         if exchange::request_waits() && self.poll_send_all(cx).is_ready() {
             self.unsent = BytesMut::new();
             exchange::set_request_waits(false);
@@ -198,14 +200,15 @@ impl Wire {
     /// Notes how much of the answer was read.
     fn note_answer(&mut self, cx: &mut Context<'_>, answer: Answer) {
         self.answer = answer;
-        // Pingora reads no more, so that only a further write can send what is stored.
+        // Pingora reads nothing after the answer, so only a further write can send stored bytes.
         if answer == Answer::Whole && exchange::request_waits() {
             exchange::set_request_waits(false);
             cx.waker().wake_by_ref();
         }
     }
 
-    /// Waits until a write need not wait any longer for an origin that takes nothing.
+    /// Waits until a write need not wait any longer for an origin that takes nothing: the origin
+    /// has begun to answer, or [`PATIENCE`] has passed since its whole answer.
     fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.answer == Answer::None {
             ready!(self.poll_answer(cx));
@@ -228,7 +231,7 @@ impl Wire {
             return Poll::Ready(());
         }
         let store = |bytes: &[u8]| received.extend_from_slice(bytes);
-        // An end or an error is left to Pingora, which meets it again when it reads.
+        // Pingora meets an end or an error again when it reads, and reports it.
         read_buffer::poll_read(&mut **stream.get_mut(), cx, store).map(drop)
     }
 }

@@ -1,9 +1,9 @@
-//! How long origins are waited for.
+//! The timeouts of connections to origins.
 
 use std::time::Duration;
 
-/// How long a connection to an origin may be waited for. The timeouts of a Pingora peer do the
-/// same, and register a timer for each wait, which costs a thirtieth of a small request.
+/// The timeouts of a connection to an origin. Those of a Pingora peer do the same, but register a
+/// timer for each wait, which costs a thirtieth of a small request.
 ///
 /// While the client of a [`Server`](crate::Server) takes nothing, nothing is read from the origin.
 /// That time does not count here, as it does for Pingora's `read_timeout`.

@@ -1,6 +1,7 @@
-//! What Pingora requires of a stream beside reading, writing and closing.
+//! The traits that Pingora requires of a stream beside reading, writing and closing.
 
-/// Implements those traits for `$stream` by the stream that its method `$inner` returns.
+/// Implements these traits for `$stream`: each method calls that of the stream which `$inner`
+/// returns.
 macro_rules! delegate_traits {
     ($stream:ty, $inner:ident) => {
         impl pingora::protocols::UniqueID for $stream {

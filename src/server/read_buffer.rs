@@ -41,7 +41,7 @@ pub fn poll_read<T>(
     poll_fill(|target| Pin::new(stream).poll_read(cx, target), take)
 }
 
-/// As [`poll_read`], of what `read` reads into the buffer that it gets.
+/// Does what [`poll_read`] does, with bytes that `read` reads into the buffer that it gets.
 pub fn poll_fill<T>(
     read: impl FnOnce(&mut ReadBuf<'_>) -> Poll<io::Result<()>>,
     take: impl FnOnce(&[u8]) -> T,

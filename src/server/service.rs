@@ -16,7 +16,8 @@ use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 
-/// Bytes of bodies that may wait in memory unless configured otherwise.
+/// The bytes of bodies that may wait in memory, unless [`Server::buffered_bytes`] sets another
+/// limit.
 const BUFFERED_BYTES_MAX_DEFAULT: usize = 256 << 20;
 
 /// The HTTP server in front of one Pingora proxy: limits, fast path, and hand-over.
@@ -47,7 +48,7 @@ const BUFFERED_BYTES_MAX_DEFAULT: usize = 256 << 20;
 pub struct Server<SV> {
     pub(super) proxy: Arc<Proxy<SV>>,
     pub(super) gate: PixelGate,
-    /// What the last connection or request found in force.
+    /// The configuration that the last connection or request found in force.
     latest: ArcSwap<InForce>,
     pub(super) in_flight: InFlight,
     pub(super) admission: Admission,
@@ -79,7 +80,7 @@ impl<SV> Server<SV> {
         LimitsHandle { limits: self.admission.limits.clone(), gate: self.gate.clone() }
     }
 
-    /// What is in force now. Connections share one until the next reload.
+    /// The configuration in force. Connections share one value until the next reload.
     pub(super) fn in_force(&self) -> Arc<InForce> {
         let latest = self.latest.load_full();
         if latest.reloads == self.gate.reloads() {

@@ -115,8 +115,9 @@ impl Socket {
         }
     }
 
-    /// As [`Socket::poll_wire_read`], at most [`READ_BUFFER_BYTES`]. Pingora would read 64 KiB at
-    /// once, and queue up to five such pieces of an upload while the origin takes none.
+    /// Reads as [`Socket::poll_wire_read`] does, but at most [`READ_BUFFER_BYTES`]. Pingora would
+    /// read 64 KiB at once, and queue up to five such pieces of an upload while the origin takes
+    /// none.
     #[inline(never)]
     fn poll_piece(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = |piece: &mut ReadBuf<'_>| self.poll_wire_read(cx, piece);
@@ -130,7 +131,7 @@ impl Socket {
         }
     }
 
-    /// As [`Socket::poll_wire`], for several pieces.
+    /// Does what [`Socket::poll_wire`] does, for several pieces.
     fn poll_wire_vectored(
         &mut self,
         cx: &mut Context<'_>,
@@ -210,8 +211,8 @@ impl AsyncWrite for Socket {
         Poll::Ready(Ok(bytes.len()))
     }
 
-    /// All pieces at once: TLS writes its records so, and an alert among them must not be left
-    /// behind.
+    /// Writes all pieces or waits: TLS passes its records as pieces, and an alert among them must
+    /// not stay behind.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::state::SpoolState;
 
-/// The longest wait of a start for another process that creates or adopts lanes.
+/// The longest wait of a start for the lock of the folder, which a process holds while it creates
+/// or adopts lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
-/// The time between two attempts to take the lock of that process.
+/// The time between two attempts to take this lock.
 const SPOOL_LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// The thread that adopts the lanes of earlier processes and creates the lane of this one.

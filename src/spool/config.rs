@@ -10,12 +10,13 @@ use serde::Deserialize;
 
 use super::lane::Spares;
 
-/// The greatest `spool.linger_ms`, in milliseconds: a request waits so long for its answer.
+/// The greatest `spool.linger_ms`, in milliseconds: a request waits this long for its answer.
 pub const LINGER_MS_MAX: u64 = 1_000;
-/// The greatest `spool.sync_ms`, in milliseconds: answered events are in the page cache for so
-/// long.
+/// The greatest `spool.sync_ms`, in milliseconds: answered events are in the page cache alone for
+/// this time.
 pub const SYNC_MS_MAX: u64 = 60_000;
-/// The greatest `spool.commit_seconds_max`, in seconds: a request waits so long for a stalled disk.
+/// The greatest `spool.commit_seconds_max`, in seconds: a request waits this long for a stalled
+/// disk.
 pub const COMMIT_SECONDS_MAX: u64 = 60;
 /// The greatest `spool.unreadable_seconds_max`, in seconds: a year.
 pub const UNREADABLE_SECONDS_MAX: u64 = 31_536_000;

@@ -1,6 +1,6 @@
-//! The surroundings of a spool: its file system, clock, histogram and list of faults; the functions
-//! that read a record's route and portal; the limit on open files; and whether the spool may open
-//! on a disk that takes no events.
+//! What a spool gets from outside: its file system, clock, histogram and list of faults; the
+//! functions that read a record's route and portal; the limit on open files; and whether the spool
+//! may open on a disk that takes no events.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::telemetry::faults::Faults;
 /// The part of the process's limit on open files that the lanes of earlier processes may use.
 const LANES_PART_OF_LIMIT: usize = 4;
 
-/// The surroundings of a spool; tests put a simulated disk and clock here.
+/// What a spool gets from outside. Tests put a simulated disk and clock here.
 #[derive(Clone)]
 pub struct Env {
     /// The file system.

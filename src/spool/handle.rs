@@ -72,7 +72,7 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// Those of [`OpenError`]. A disk that is full, read-only, failing or stalled for
+    /// The errors of [`OpenError`]. A disk that is full, read-only, failing or stalled for
     /// `commit_seconds_max` is no error (SPEC 6), unless [`Env::needs_disk`] is set: appends are
     /// refused until the disk works, and delivery of the pending events makes room.
     pub fn open<C>(config: C, upstreams: &[String], env: Env) -> Result<Spool, OpenError>
@@ -253,7 +253,7 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// Those of [`CloseError`].
+    /// The errors of [`CloseError`].
     pub fn close(&self, within: Duration) -> Result<(), CloseError> {
         self.handle.close(within)
     }

@@ -1,9 +1,9 @@
 //! Holds the newest records of a lane in memory.
 //!
-//! Records that are written around the page cache would have to be read from the device by each
-//! upstream, and at once, because most events are delivered within milliseconds. So the committer
-//! copies the last records here. A reader that keeps up reads this copy, and a slower one reads the
-//! file.
+//! Records that are written around the page cache would have to be read from the device, once for
+//! each upstream and within milliseconds, because most events are delivered at once. So the
+//! committer copies the last records here. A reader that keeps up reads this copy, and a slower
+//! reader reads the file.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,4 @@
-//! The part of [`Lane`] that keeps the counts by portal, see `metering/`.
+//! The part of [`Lane`] that counts records by portal, see `metering/`.
 
 use std::io;
 
@@ -13,9 +13,9 @@ use super::read::counts::Ack;
 use super::read::cursor::LaneKey;
 use super::record_id::RecordId;
 
-/// The effect of acknowledgements.
+/// The state of a lane after acknowledgements, and what they have changed.
 pub struct Settled<'a> {
-    /// The state, which is still locked.
+    /// The state of the lane, which is still locked.
     pub state: MutexGuard<'a, LaneState>,
     /// Whether reading had to wait and can now go on.
     pub is_readable: bool,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::fs::create_dir_durable;
 use super::lane::Lane;
 use super::missing;
-use super::recovery::adoption::{Found, lane_ids, lock_spool};
+use super::recovery::adoption::{Adoptions, lane_ids, lock_spool};
 use super::removed;
 use super::state::SpoolState;
 use crate::plural::counted;
@@ -85,7 +85,7 @@ impl SpoolState {
 
     /// Adds the lanes `found` among those that were tried. A lane whose totals another lane has is
     /// neither counted nor read, and only removed: its process ended between these two steps.
-    fn take_in(&self, tried: &[u64], found: Found) {
+    fn take_in(&self, tried: &[u64], found: Adoptions) {
         let mut lanes = self.lanes.lock();
         let mut absorbed = found.absorbed;
         let mentioned = absorbed.iter().map(|(id, _)| *id);

@@ -17,7 +17,7 @@
 //! <dir>/lane-00000001/portals        counts by portal, see `metering/`
 //! <dir>/lane-00000001/portals.new    the same while it is written anew
 //! <dir>/lane-00000001/0000000001.seg segments, oldest first; an empty file gives one up
-//! <dir>/lane-00000001/*.spare        from these segments are made: trimmed segments, and zeros
+//! <dir>/lane-00000001/*.spare        spares: trimmed segments, and files of zeros
 //! <dir>/lane-00000001/making         a segment that is not finished
 //! <dir>/lane-00000001/filling        a spare that is not finished
 //! <dir>/quarantine/<lane>-<segment>-<offset>.bin   damaged bytes, at most 64 MiB of them
@@ -103,11 +103,11 @@
 //! A sync in blocks that have been written before changes nothing in the journal: on ext4 a
 //! `pwrite` and `fdatasync` of 73 KB cost 40 us of CPU and 110 us of time there, and 96 us and
 //! 267 us in blocks that were only reserved. A lane therefore begins with one small segment of
-//! zeros. In the first second, or as soon as that one is full, maintenance makes a large one, and
-//! one more when it is used; and trimmed segments are written again. So a steady flow uses the same
-//! few files all the time. A spool that needs more files than these takes new ones with reserved
-//! blocks, each twice as large as the one before, up to `segment_bytes`: zeros for each would
-//! double what is written.
+//! zeros. In the first second, or as soon as this segment is full, maintenance makes a large spare
+//! of zeros, and one more when the first is used. Trimmed segments become spares as well. So a
+//! steady flow uses the same few files all the time. A spool that needs more files than these makes
+//! new ones with reserved blocks, each twice as large as the one before, up to `segment_bytes`:
+//! filling each with zeros would double the bytes that are written.
 //!
 //! # What a crash can do, per operation
 //!
@@ -130,25 +130,26 @@
 //! - *Cursor.* It has two slots that are written in turn, so the other one stays sound. Records
 //!   that the older slot does not know to be acknowledged are read again.
 //! - *Acknowledgement.* One of three slots of the upstream's ack file is written and not synced: it
-//!   survives the death of the process. A torn or lost one costs what the cursor does not know.
+//!   survives the death of the process. If it is torn or lost, the records that were acknowledged
+//!   since the last cursor are delivered again.
 //! - *Counts by portal.* An entry that is torn is counted again from the records.
 //! - *Trim.* Only segments that both slots have passed and whose records are counted by portal are
 //!   removed, so either slot is enough. A segment that comes back after a power loss is before
 //!   every cursor and is trimmed again.
 //! - *Recycle.* A spare is used only when its name is durable, and it has no segment's name until
 //!   its new header is durable. Its old records carry another segment's number in their checksums.
-//! - *Adopt.* It reads, and cuts off the bytes after the end of the last segment. Doing it again
-//!   has the same result.
+//! - *Adopt.* Adopting a lane reads it, and cuts off the bytes after the end of its last segment.
+//!   Adopting it again has the same result.
 //! - *Fold and remove.* A delivered lane's counts by portal go into the own lane's file, where they
 //!   do not count before the cursor names the lane. Its other totals go into the own lane's cursor
 //!   together with the lane's identity, into both slots, before its folder is removed. The cursor
-//!   keeps the identity until the removal is durable, also when another process has taken it over:
-//!   so no process ever counts these totals a second time.
+//!   names the identity until the removal is durable, even if another process has adopted the own
+//!   lane meanwhile: so no process ever counts these totals a second time.
 //!
 //! # What a disk can do
 //!
-//! - *Damage.* It costs the records that it touches. A reader that comes to a bad spot searches for
-//!   the next sound record, copies the bytes between to the quarantine, and counts the missing
+//! - *Damage* costs the records that it touches. A reader that finds damaged bytes searches for the
+//!   next sound record, copies the bytes before it to the quarantine, and counts the missing
 //!   sequence numbers as lost. A damaged segment header costs nothing, because the salt stands in
 //!   three places; a damaged cursor makes the readers begin at the lane's oldest segment.
 //! - *A segment that is missing or cannot be opened* is a fault and is tried again each second,
@@ -161,21 +162,20 @@
 //!   start. The process that writes the lane makes a removed one anew.
 //! - *Bytes that the device refuses* (`EIO`) are a fault and are tried again each second. After
 //!   `unreadable_seconds_max` the sectors that are still refused count as damage. The records of a
-//!   lane keep their order, so those behind them in the lane wait so long; other lanes go on.
+//!   lane are read in order, so later records of this lane wait until then; other lanes go on.
 //! - *A lane that cannot be taken over* is a fault and is tried again each second. After
 //!   `unreadable_seconds_max` it is taken over without the sectors that the device refuses.
 //! - *A start on a disk that takes nothing.* Where the folder, its lock or the own lane cannot be
-//!   made, the process holds the lanes that it could adopt and no own one. It refuses events, and
-//!   maintenance begins anew each second. Each lane's two cursor slots have their blocks from the
-//!   lane's beginning, so what is delivered can be trimmed without room for anything new. A lane
-//!   that could be made in part is removed again. Delivered lanes are folded once there is an own
-//!   one.
+//!   made, the process holds the lanes that it could adopt, and no own lane. It refuses events, and
+//!   maintenance tries again each second. Each lane's two cursor slots have had their blocks since
+//!   the lane was created, so delivered segments can be trimmed on a full disk. A lane that could
+//!   be made only in part is removed again. Delivered lanes are folded once there is an own lane.
 //! - *A folder that is removed, moved or replaced.* The committer compares the file at the path of
 //!   the segment with its open file before each answer, and maintenance compares that of the lane
 //!   each second. While they differ, events are refused.
-//! - *A stall.* When a commit takes `commit_seconds_max`, the watch refuses those who wait and
-//!   closes the gate until the disk answers. The committer cuts the refused records out of the
-//!   segment.
+//! - *A stall.* When a commit takes `commit_seconds_max`, the watch refuses the events that wait,
+//!   and all further ones until the disk answers. The committer then cuts the refused records out
+//!   of the segment.
 //!
 //! # Upstreams that come and go
 //!
@@ -183,10 +183,10 @@
 //! event that any upstream still waited for. So no pending event is lost when an upstream is
 //! renamed, and a new upstream does not get events that all others have. A removed upstream keeps
 //! its position in the lanes in which events wait for it, and these events are not trimmed; new
-//! events are not meant for it. When it is configured again, it goes on there, and `pixelgate spool
-//! forget` removes its positions. Its other counts are forgotten. `accepted` counts from where an
-//! upstream began. Without any upstream, no segment is trimmed. A record may be meant for some
-//! upstreams only: see `routing.rs`.
+//! events are not meant for it. Its totals stay under its name. When it is configured again, it
+//! goes on at its position and with its totals, unless `pixelgate spool forget` has removed them.
+//! `accepted` counts from where an upstream began. Without any upstream, no segment is trimmed. A
+//! record may be meant for some upstreams only: see `routing.rs`.
 //!
 //! # Threads
 //!

@@ -47,7 +47,7 @@ struct Wait {
 }
 
 impl Unreadable {
-    /// No segment to wait for yet.
+    /// An empty list.
     pub fn new(
         faults: Arc<DiskFaults>,
         upstream: &str,
@@ -110,7 +110,7 @@ impl Unreadable {
         self.waits.values().any(|wait| !wait.around)
     }
 
-    /// Ends the waits for lanes other than these.
+    /// Ends the waits for all lanes but these.
     pub fn retain(&mut self, lanes: &[Arc<Lane>]) {
         let gone = |id: &u64| lanes.iter().all(|lane| lane.id != *id);
         let gone: Vec<u64> = self.waits.keys().copied().filter(gone).collect();

@@ -139,7 +139,7 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Age in seconds of the oldest event that is not delivered yet, by upstream.
     pub delivery_lag_seconds: IntGaugeVec,
-    /// Faults, by kind (`docs/admin.md` lists the kinds).
+    /// Faults, by kind (`docs/operating.md` lists the kinds).
     pub faults: IntGaugeVec,
     /// Portals in the list that is in force.
     pub portals: IntGauge,

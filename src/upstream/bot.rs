@@ -42,7 +42,7 @@ pub fn is_bot(user_agent: Option<&str>) -> bool {
     is_bot_bytes(user_agent.map(str::as_bytes))
 }
 
-/// As [`is_bot`], for a user agent as it is stored.
+/// Does what [`is_bot`] does, for the bytes of a stored user agent.
 pub(super) fn is_bot_bytes(user_agent: Option<&[u8]>) -> bool {
     let Some(agent) = user_agent else { return false };
     let agent = agent.get(..USER_AGENT_BYTES_MAX).unwrap_or(agent);

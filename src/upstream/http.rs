@@ -27,7 +27,7 @@ use crate::env::Secret;
 /// Maximum number of configured headers.
 pub const HEADERS_MAX: usize = 32;
 
-/// Headers that cannot be configured, because pixelgate sets them for each request.
+/// Headers that cannot be configured, because pixelgate itself sets them in each request.
 const HEADERS_OURS: &[&str] = &[
     "connection",
     "content-encoding",

@@ -25,7 +25,7 @@ fn is_poison(batch: &Batch) -> bool {
     batch.records().iter().any(|record| Record::decode(record).unwrap().portal == 2)
 }
 
-/// Never `ok` with an event that waits and nothing under way.
+/// Asserts that the state is not `ok` while an event waits and nothing is under way.
 fn check_state(rig: &Rig, upstream: &Timed) {
     let (status, counts) = (rig.status("own"), rig.counts("own"));
     if counts.pending > 0 && status.lag_seconds > 0 && upstream.in_flight.load(SeqCst) == 0 {
@@ -66,7 +66,7 @@ async fn one_event_that_always_fails_stops_no_other_in_slow_traffic() {
     }
 }
 
-/// Only without `attempts_max`: else such events become dead letters.
+/// Holds without `attempts_max` only: with it such events become dead letters.
 #[tokio::test(start_paused = true)]
 async fn so_many_failed_events_that_no_more_are_read_are_a_fault() {
     let is_repaired = Arc::new(AtomicBool::new(false));
@@ -443,7 +443,7 @@ async fn a_lock_that_is_held_delays_its_dead_letter_and_no_delivery_and_no_stop(
     assert!(STOP_WITHIN >= SECOND);
 }
 
-/// Full batches hold such events nearly all, so that the upstream seems to take nothing.
+/// Nearly every full batch holds such an event, so that the upstream seems to take nothing.
 #[tokio::test(start_paused = true)]
 async fn many_events_that_always_fail_do_not_make_the_upstream_look_down_for_long() {
     for every in [100, 10] {

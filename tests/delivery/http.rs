@@ -236,7 +236,7 @@ async fn the_pause_that_is_asked_for_is_kept() {
         date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
     };
     for value in [seconds as fn() -> String, date] {
-        // Before the date is made, so that a slow start of the backend does not shorten the pause.
+        // Started before the date is made, so that a slow start does not shorten the pause.
         let start = std::time::Instant::now();
         let after = vec![("Retry-After", value())];
         let backend = Backend::playing([Act::RefuseWith(503, after)]).await;

@@ -43,7 +43,7 @@ fn dead_ids(rig: &Rig) -> BTreeSet<String> {
     rig.dead("crm").iter().map(|letter| letter.id().unwrap().to_string()).collect()
 }
 
-/// Accepts 300 events, and holds all of them against what arrived. Gives the repeats.
+/// Accepts 300 events, and compares all of them with what arrived. Gives the repeats.
 async fn check_all_arrive(hubspot: &Hubspot, rest: &str) -> usize {
     let mut rig = Rig::start(&config(hubspot, rest));
     accept(&mut rig, (0..300).map(event)).await;
@@ -450,8 +450,8 @@ async fn check_erratic(seed: u64) {
     rig.settled("crm").await;
     let dead = dead_ids(&rig);
     hubspot.check(&rig.accepted, &dead);
-    // By right: six contacts, one event, two without an address. An event that was asked about
-    // alone may have been found too large besides.
+    // Six contacts, one event and two events without an address are dead letters. An event that was
+    // sent alone may have been found too large, too.
     assert!(dead.len() >= 9, "{seed}: {}", dead.len());
     let wrongly = rig.dead("crm").into_iter().filter(|letter| match letter.reason {
         Reason::TooLarge => letter.status != Some(413),
@@ -467,7 +467,7 @@ async fn check_erratic(seed: u64) {
 
 #[tokio::test]
 async fn whatever_fails_in_whichever_order_each_event_is_delivered_or_dead() {
-    // Side by side: most of the time they wait.
+    // Side by side, because most of the time they wait.
     let side_by_side = tokio::task::LocalSet::new();
     let all: Vec<_> = (0..24).map(|seed| side_by_side.spawn_local(check_erratic(seed))).collect();
     side_by_side.await;

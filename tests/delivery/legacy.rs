@@ -221,7 +221,8 @@ async fn after_trouble_one_event_goes_first_and_only_where_that_goes_well_the_ot
     }
     backend.script(|_| Act::Take);
     assert_eq!(upstream.send(&batch(0..50)).await, Outcome::Delivered);
-    // Well again, and no longer careful: trouble meets several at once.
+    // The upstream has worked again, so several events are sent at once: its next failure meets
+    // them.
     backend.script(|_| Act::Refuse(503));
     let before = backend.seen().len();
     upstream.send(&batch(0..50)).await;
@@ -231,7 +232,7 @@ async fn after_trouble_one_event_goes_first_and_only_where_that_goes_well_the_ot
 /// Even if every event of the batch has its final outcome, the outcome reports the backend's
 /// trouble, so that delivery knows of it before it sends the next batch.
 #[tokio::test]
-async fn trouble_is_told_even_where_no_event_is_left_to_be_sent() {
+async fn trouble_is_reported_even_where_no_event_is_left_to_be_sent() {
     let backend = Backend::playing([Act::ResetAfterBody]).await;
     // Event 5 has revenue, so it is not sent again.
     let Outcome::Mixed(parts) = alone(&backend).send(&batch(5..6)).await else {

@@ -85,7 +85,7 @@ fn every_request_is_one_line_with_what_became_of_it() {
     // On one connection, so that the lines have the order of the requests.
     let mut connection = edge.connect();
     connection.get(accepted, &headers);
-    // The same by Pingora's path, which a folded list of `Connection` takes.
+    // The same request by Pingora's path, which a list in `Connection` takes.
     connection.get(accepted, &format!("{headers}Connection: keep-alive, x\r\n"));
     connection.get("/v1/event/?_a=1&_n=a&email=a@b.example", "");
     connection.get("/v1/event/?_a=62515&_n=a&email=a", "");
@@ -165,7 +165,7 @@ fn what_is_refused_cut_or_lost_is_a_line_too() {
         405
     );
     after("TRACE /t 405 -");
-    // A body that is not what it says.
+    // A body that breaks the rules of its framing.
     let chunks = "Host: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
     assert_eq!(
         send(edge.address, &format!("POST /v1/event/?_a=62515&_n=a HTTP/1.1\r\n{chunks}")),
@@ -186,7 +186,7 @@ fn what_is_refused_cut_or_lost_is_a_line_too() {
     wait_for("the origin to be asked", || !origin.take_seen().is_empty());
     drop(connection);
     after("GET /hangs 499 true");
-    // An origin that breaks off.
+    // An origin that closes in the middle of its answer.
     let mut connection = edge.connect();
     connection.send(b"GET /half HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(connection.read_one("GET").is_err());
@@ -300,7 +300,7 @@ fn the_combined_format_is_escaped_as_nginx_does_and_goaccess_reads_it() {
     let mut connection = edge.connect();
     connection.get("/v1/event/?_a=62515&_n=a", "User-Agent: a\"b\\c \u{e9}\r\n");
     connection.get("/a%20b?c", "Referer: https://a.test/d?e\r\nUser-Agent: f\r\n");
-    // A line follows its answer, and connections do not wait for each other.
+    // The line is written after the answer, and no connection waits for the line of another.
     wait_for("two lines", || log.text().lines().count() == 2);
     assert_eq!(send(edge.address, "GET / HTTP/9.9\r\nHost: a\r\n\r\n"), 400);
     edge.stop();
@@ -335,7 +335,7 @@ fn the_combined_format_is_escaped_as_nginx_does_and_goaccess_reads_it() {
     }
 }
 
-/// Moves the log away and asks for a new one, and waits until it is there.
+/// Moves the log away, asks the edge to reopen it, and waits until the new file is there.
 fn rotate(edge: &Edge, log: &Log, to: &Path) {
     fs::rename(log.path(), to).unwrap();
     edge.signal(Signal::HUP);

@@ -29,7 +29,7 @@ impl Live {
         Live(BufReader::new(stream))
     }
 
-    /// The rest of the next line that begins with `begins`; `None` at the end of the stream.
+    /// What follows `begins` in the next line that begins with it; `None` at the end of the stream.
     pub fn line(&mut self, begins: &str) -> Option<String> {
         loop {
             let mut line = String::new();
@@ -111,7 +111,7 @@ fn a_scrape_is_what_prometheus_reads_and_its_labels_are_bounded() {
     let (_, after) = metrics(&edge);
     let mut listed = series(&before);
     for outcome in ["accepted", "rejected", "delivered"] {
-        // The one portal of the list that had an event.
+        // Of the portals in the list only this one had an event.
         let labels = format!("outcome=\"{outcome}\",portal=\"62515\"");
         listed.insert(format!("pixelgate_portal_events_total {labels}"));
     }
@@ -237,7 +237,7 @@ fn silent_connections_keep_out_no_probe() {
         connect(&socket, &edge.admin).unwrap();
         TcpStream::from(socket)
     };
-    // First more than one address may have, then more than all addresses together may have.
+    // First more connections than one address may have, then more than all may have together.
     for count in [CONNECTIONS_PER_ADDRESS_MAX + 13, 2 * CONNECTIONS_MAX] {
         let mut open: Vec<_> = (0..count).map(silent).collect();
         assert_eq!(edge.admin("/livez").status, 200);

@@ -9,8 +9,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 const EVENT: &str = "GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n";
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 
-/// Sends each of these at its own time, closes the sending side, and reads all answers. `methods`:
-/// those of the requests, for as many answers as there may be.
+/// Sends each piece in a segment of its own, reads the answers to requests with these `methods`,
+/// at most one for each, and closes.
 fn answers(address: SocketAddr, pieces: &[&str], methods: &[&str]) -> Vec<Message> {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -19,7 +19,7 @@ fn answers(address: SocketAddr, pieces: &[&str], methods: &[&str]) -> Vec<Messag
     for piece in pieces {
         // Fails if the edge has refused and closed already.
         let _ = writer.write_all(piece.as_bytes());
-        // Another segment: the edge has read one before the next one is sent.
+        // Lets the edge read this piece before the next one is sent.
         std::thread::yield_now();
     }
     let mut reader = BufReader::new(stream);
@@ -92,12 +92,12 @@ fn a_request_with_a_broken_body_is_refused_and_its_event_is_not_kept() {
     for line in [
         "GET /v1/event/?_a=62515&_n=a",
         "POST /v1/event/?_a=62515&_n=a",
-        // Refused for another reason too.
+        // The event is refused, too: it has no known portal.
         "GET /v1/event/?_a=1&_n=a",
         "GET /v1/event/more",
         "PUT /v1/event/?_a=62515&_n=a",
         "OPTIONS /v1/event/",
-        // Passed on, as far as it goes.
+        // A request for the origin, which gets the body as far as it is sound.
         "POST /upload",
     ] {
         for (announced, body, cut) in BROKEN {
@@ -116,7 +116,7 @@ fn a_request_with_a_broken_body_is_refused_and_its_event_is_not_kept() {
     assert_eq!(refused.parse(), Ok(7 * BROKEN.len()));
     let log = edge.log();
     assert!(!log.contains("ERROR") && !log.contains("does not answer"), "{log}");
-    // Nothing of it is left on a connection to the origin.
+    // The next request on a connection to the origin meets nothing of the broken one.
     assert_eq!(edge.get("/after").status, 204);
     for seen in origin.take_seen() {
         let whole = seen.start == "GET /after HTTP/1.1";
@@ -210,7 +210,7 @@ fn requests_behind_each_other_are_answered_in_their_order_however_they_are_cut()
             requests.iter().map(|request| request.split(' ').next().unwrap()).collect();
         let expect: Vec<_> = requests.iter().map(|request| expected(request)).collect();
         let all = requests.concat();
-        // In two segments that are cut at every byte, but for the many in the middle of a line.
+        // In two segments, cut behind every line feed and at every seventh byte.
         for cut in (0..all.len()).filter(|cut| cut % 7 == 0 || all[..*cut].ends_with('\n')) {
             origin.take_seen();
             let answers = answers(edge.address, &[&all[..cut], &all[cut..]], &methods);
@@ -293,7 +293,7 @@ fn a_client_of_http_1_0_gets_neither_chunks_nor_interim_answers() {
             assert_eq!(answer.body, b"ok", "{request:?}");
         }
     }
-    // A known length needs no close.
+    // A length that is known ends the body without a close.
     let sized = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     origin.answer("/sized", sized);
     let mut stream = TcpStream::connect(edge.address).unwrap();
@@ -354,7 +354,7 @@ fn a_response_is_of_the_version_and_framing_of_this_hop() {
         let answer = ask(target);
         assert_eq!((answer.start.as_str(), answer.body), ("HTTP/1.1 200 OK", b"ok".to_vec()));
     }
-    // A client that believed either line would wait for a body.
+    // A client that believed either header would wait for a body.
     for target in ["/none", "/length"] {
         let answer = ask(target);
         assert_eq!(answer.start, "HTTP/1.1 204 No Content", "{target}");

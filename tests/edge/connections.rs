@@ -15,7 +15,7 @@ fn many() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).unwrap();
-    // Other tests have files open, too.
+    // Other tests of this process have files open, too.
     let files = limit.current.unwrap_or(u64::MAX).saturating_sub(1000);
     usize::try_from(files).unwrap_or(usize::MAX).min(10_000)
 }
@@ -79,7 +79,7 @@ fn a_client_that_drips_its_header_is_cut_off() {
     let mut connection = edge.connect();
     let mut bytes = EVENT.bytes().cycle();
     let mut sent = 0;
-    // A byte now and then, for ever, unless the edge ends it.
+    // A byte now and then, until the edge ends the connection.
     while connection.try_send(&[bytes.next().unwrap()]).is_ok() && sent < 40 {
         sent += 1;
         std::thread::sleep(Duration::from_millis(50));

@@ -48,7 +48,7 @@ fn send_events(address: SocketAddr, next: &AtomicU64, answered: &AtomicU64) -> V
     }
 }
 
-/// Something that only the event of this id carries.
+/// A number that only the event of this id carries.
 fn check(id: u64) -> u64 {
     id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 16
 }
@@ -90,8 +90,8 @@ fn kill_again_and_again(dir: &Arc<TempDir>, look: impl Fn(&Path)) -> Sent {
 }
 
 impl Sent {
-    /// Holds what has arrived against what was sent: nothing answered is missing, nothing was
-    /// made up or changed, and what came twice is known by its id.
+    /// Compares the events that arrived with those that were sent: each one answered with 200 has
+    /// arrived, none was changed, and none was never sent. Duplicates have the id of the first.
     fn check(&self, events: &[Value]) {
         let mut ids: BTreeMap<&str, u64> = BTreeMap::new();
         for event in events {
@@ -164,7 +164,7 @@ fn every_answered_event_is_in_a_file_of_whole_lines_after_kill_9() {
 
     let edge = Edge::start_in(dir);
     edge.wait_delivered("file");
-    // A last kill, so that what counts as delivered is looked for in open files, too.
+    // A last kill leaves files that are still open: events in them count as delivered, too.
     let dir = edge.kill();
     let (finished, open) = (files(dir.path(), ".ndjson"), files(dir.path(), ".ndjson.part"));
     check_whole_lines(&finished);

@@ -231,7 +231,7 @@ fn a_last_line_without_its_end_is_a_letter_like_the_others() {
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.trim_end()).unwrap();
     assert_eq!(letters(&edge).len(), 3);
-    // What the edge adds begins a line of its own.
+    // The edge begins a new line for what it adds behind a torn one.
     assert_eq!(edge.event("_a=62515&_n=a&id=3").status, 200);
     assert_eq!(edge.wait_delivered("collector")["dead"], 4);
     let text = std::fs::read_to_string(&path).unwrap();

@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Runtime;
 
-/// Backends live on it.
+/// The runtime that backends run on; one for all tests.
 pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
 /// An upstream table for a backend.
@@ -323,7 +323,7 @@ fn limits_that_are_large_together_still_make_requests() {
     let setup = Setup::default().upstreams(&upstream);
     let edge = Edge::start_in(filled(setup, "collector", ByteSize::mib(64), 150_000));
     wait_for("a full batch", || edge.upstream("collector")["delivered"] == 100_000);
-    // The others wait for their batch: that is no trouble.
+    // Events that wait until their batch is full or due are no reason for another state than `ok`.
     assert_eq!(edge.upstream("collector")["pending"], 50_000);
 }
 
@@ -337,7 +337,7 @@ fn a_damaged_stretch_of_the_spool_costs_itself_alone() {
     let lanes = lanes.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
     let second = lanes.map(|lane| lane.join("0000000002.seg")).find(|path| path.exists()).unwrap();
     let mut bytes = std::fs::read(&second).unwrap();
-    // The last record stays, and so does the header.
+    // The last record and the header of the segment stay as they are.
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() - 4096;
     bytes[4096..end].fill(0xA5);
     std::fs::write(&second, &bytes).unwrap();
@@ -364,7 +364,7 @@ fn date_after(wait: Duration, form: &str) -> (SystemTime, String) {
 fn a_pause_is_kept_in_whichever_form_it_is_asked_for() {
     let forms = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
     for form in forms {
-        // When the next request is due, and whether it came before.
+        // The earliest time at which the next request may come, and whether one came before it.
         let due = Arc::new(Mutex::new(None));
         let early = Arc::new(Mutex::new(0));
         let (pause, count) = (Arc::clone(&due), Arc::clone(&early));

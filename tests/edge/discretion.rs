@@ -8,7 +8,7 @@ use crate::harness::{Edge, Setup, wait_for};
 use std::net::TcpListener;
 use std::sync::Arc;
 
-/// Part of every request below, and of nothing else.
+/// A word in every request below, and nowhere else.
 const SECRET: &str = "zanzibar";
 
 #[test]

@@ -62,7 +62,8 @@ impl Disk {
         Some(Frozen(self.at.clone()))
     }
 
-    /// As if its power went: nothing more reaches it, not even the journal of what was done.
+    /// Shuts the file system down as a loss of power does: nothing more reaches the disk, not even
+    /// what is in the journal.
     fn lose_power(&self) {
         const SHUTDOWN: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(b'X', 125);
         const NO_LOG_FLUSH: u32 = 2;
@@ -76,7 +77,8 @@ impl Disk {
     }
 
     pub fn unmount(mut self) {
-        // Another test may be starting a process, which has all files for the blink of an eye.
+        // Another test may be starting a process, which holds this one's open files until its
+        // `exec`.
         wait_for("the disk to be unmounted", || run(Command::new("umount").arg(&self.at)).is_ok());
         self.mounted = false;
     }
@@ -191,7 +193,7 @@ impl Ledger {
     }
 }
 
-/// Something long that only the event of this id carries.
+/// A long text that only the event of this id carries.
 fn note(id: u64) -> String {
     format!("{:016x}", id.wrapping_mul(0x9E37_79B9_7F4A_7C15)).repeat(64)
 }
@@ -246,7 +248,7 @@ fn a_disk_that_fills_up_refuses_and_recovers_when_there_is_room() {
     let before = ledger.count.load(Relaxed);
     assert!(before > 500, "{before} events fill 2 MiB");
 
-    // Now there is room.
+    // Gives the disk room again.
     std::fs::remove_file(&ballast).unwrap();
     ledger.wait_accepting(&edge);
     Load::start(edge.address, &ledger).end();

@@ -52,7 +52,8 @@ impl Damage {
         matches!(self, Damage::Emptied | Damage::OneByte | Damage::Noise)
     }
 
-    /// Damages a file. `None` where that cannot be done here. What is returned ends with the case.
+    /// Damages a file. `None` where that cannot be done here. Damage by a mounted disk lasts until
+    /// the returned disk is dropped.
     fn apply(self, file: &Path) -> Option<Option<Disk>> {
         let bytes = std::fs::read(file).unwrap_or_default();
         match self {
@@ -224,11 +225,11 @@ fn check(template: &Template, file: &Path, damage: Damage) {
     let is_needless = name.starts_with("acks-")
         || name.ends_with(".spare")
         || ["lock", "making", "pixelgate.pid", "upgrade.sock", "filling"].contains(&name)
-        // The lane has its salt in three places, and the dead letters are read by commands only.
+        // Only commands read dead letters, and the lane's salt is in two more files.
         || file.starts_with("spool/dead")
         || name == "lane" && (damage.is_of_bytes() || damage == Damage::Removed)
         || name == "configuration.json"
-        // Each event of it was delivered before the kill.
+        // Or each event of the segment was delivered before the kill.
         || template.segments.contains_key(file) && missing.is_empty();
     let is_named = told.contains(name) || lost > 0 || damage == Damage::ReadOnly;
     assert!(is_needless || is_named, "{name} is not named: {told}");

@@ -101,7 +101,7 @@ fn a_frozen_file_system_refuses_within_the_deadline_and_recovers() {
     let ledger = Arc::new(Ledger::default());
     send(&edge, &ledger, 100);
     let Some(frozen) = disk.freeze() else { return };
-    // Those who wait are answered, or these senders would never end.
+    // Ends only if each request that waits is answered.
     Load::start(edge.address, &ledger).end();
     ledger.wait_refusing(&edge);
     let ready = edge.admin("/readyz");
@@ -200,7 +200,7 @@ fn single_calls_that_fail_cost_no_answered_event() {
         return;
     }
     let all = std::env::var_os("PIXELGATE_CALLS").is_some();
-    // Each with the first call that comes after the start, which may fail as a whole.
+    // Each number is that of the first call behind the start: a start may fail as a whole.
     let faults = [
         ("fdatasync", "EIO", 6),
         ("pwrite64", "ENOSPC", 8),
@@ -280,7 +280,7 @@ fn a_lane_that_cannot_be_read_at_a_start_is_shown_and_costs_no_event() {
     let Some(edge) = start_with_unreadable(&dir, "0000000002.seg") else { return };
     wait_for("the fault to be shown", || shows_fault(&edge, "spool_lane", "lane-00000001"));
     assert_eq!(edge.admin("/readyz").status, 200, "events are accepted all the same");
-    // Those of the process's own lane do not wait for the other one.
+    // The events of the process's own lane do not wait for the lane that cannot be read.
     send(&edge, &ledger, 10);
     wait_for("new events to be delivered", || backend.events().len() >= 10);
     edge.kill();

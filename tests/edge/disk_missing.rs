@@ -101,7 +101,7 @@ fn segments_that_are_missing_are_named_and_delivered_when_they_are_back() {
 #[test]
 fn what_only_a_missing_last_segment_knows_is_delivered_and_counted_when_it_is_back() {
     let (backend, ledger) = (RUNTIME.block_on(Backend::playing([])), Ledger::default());
-    // The cursor is up to a second old.
+    // A kill leaves a cursor that is up to a second old.
     let dir = ended_edge(&backend, &ledger, Edge::kill);
     let last = segments(dir.path()).pop().unwrap();
     let away = dir.path().join("away");
@@ -145,7 +145,7 @@ fn an_empty_file_gives_the_events_of_a_missing_segment_up() {
         assert!(lost > 0 && (delivered == 0) == all, "{row}");
         edge.wait_log("lost to damage");
         wait_well(&edge);
-        // It is lost once, and for ever.
+        // What is lost stays so after a restart, and is not counted again.
         let edge = Edge::start_in(edge.stop());
         let now = edge.upstream("collector");
         assert_eq!((counts(&now), now["lost"].as_u64()), ([EVENTS, lost, 0], Some(lost)));

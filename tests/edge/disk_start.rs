@@ -87,7 +87,7 @@ fn an_edge_starts_on_a_full_disk_and_what_it_delivers_makes_room() {
         let ledger = Ledger::default();
         send(&edge, &ledger, 300);
         edge.kill();
-        // The next process cuts what the killed one has reserved. All that is left is taken then.
+        // The next process gives back what the killed one had reserved, so that `fill` takes it.
         Edge::start_in(Arc::clone(&dir)).stop();
         fill(&spool, out);
 
@@ -199,7 +199,7 @@ fn an_edge_starts_on_a_read_only_disk_and_goes_on_when_it_can_be_written() {
     disk.remount("ro");
     let edge = Edge::start_in(Arc::clone(&dir));
     check_refusing(&edge, &ledger, "Read-only file system");
-    // Its events are in no count: the lane that holds them is named.
+    // A lane that cannot be read adds no events to the counts: a fault names it.
     assert!(shows_fault(&edge, "spool_lane", "lane-00000001"), "{}", edge.status());
     edge.stop();
     let edge = Edge::start_in(Arc::clone(&dir));
@@ -421,7 +421,7 @@ fn a_signal_ends_the_wait_for_a_locked_folder_at_once() {
         let lock = std::fs::File::create(spool.join("lock")).unwrap();
         lock.lock().unwrap();
         let mut child = command(&config, &["run"]).spawn().unwrap();
-        // Opened before the spool.
+        // The socket is opened before the spool.
         wait_for("the listener to open", || socket.exists());
         kill(&child, signal);
         // Waited for in vain, the lock would end it with exit code 2.

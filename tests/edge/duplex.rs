@@ -161,7 +161,7 @@ fn an_origin_that_answers_an_upload_without_reading_it_is_heard_at_once() {
             let (mut writer, mut reader) = connect(&edge);
             let head = format!("POST /upload HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
             let sender = std::thread::spawn(move || {
-                // One chunk; its first and last line are data where the length counts.
+                // One chunk, whose first and last line are data where the length frames the body.
                 let end: &[u8] = if head.contains("chunked") { b"\r\n0\r\n\r\n" } else { b"\r\n" };
                 for piece in [head.as_bytes(), b"3D09000\r\n", &vec![7; 64_000_000], end] {
                     // The edge may close the connection once it has answered.
@@ -173,7 +173,7 @@ fn an_origin_that_answers_an_upload_without_reading_it_is_heard_at_once() {
             let refused = read_head(&mut reader).unwrap();
             assert_eq!((refused.status(), refused.header("connection")), (413, Some("close")));
             let mut rest = Vec::new();
-            // An error is a close while the upload goes on: what came before it is read.
+            // An error means that the peer closed during the upload; what came before it was read.
             let _ = reader.read_to_end(&mut rest);
             assert!(rest.windows(2).any(|word| word == b"no"), "{framing}: {rest:?}");
             sender.join().unwrap();

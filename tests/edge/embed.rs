@@ -47,7 +47,7 @@ impl Host {
     }
 }
 
-/// An example, or the same program of a host with another TLS backend (`.ci/features`).
+/// The path of an example, or of the same program built with another TLS backend (`.ci/features`).
 fn host_program(name: &str) -> PathBuf {
     match std::env::var_os("PIXELGATE_TEST_HOST") {
         Some(folder) => Path::new(&folder).join(name),
@@ -149,7 +149,7 @@ fn the_http_server_runs_around_a_hosts_proxy() {
     let mut connection = Connection::open(host.listen);
     assert_eq!(connection.get("/page", "").status, 204, "the backend's answer");
     assert_eq!(connection.get("/v1/event/?_a=62515&_n=fast", "").verdict(), "accepted");
-    // In absolute form, which the fast path leaves to the proxy.
+    // A target in absolute form, which the fast path leaves to the proxy.
     let target = "http://edge.test/v1/event/?_a=62515&_n=slow";
     assert_eq!(connection.get(target, "").verdict(), "accepted");
     assert_eq!(connection.get("/", "A: b\r\nA b: c\r\n").status, 400, "strict framing");

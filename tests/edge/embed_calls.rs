@@ -244,7 +244,7 @@ fn a_configured_upstream_and_the_hosts_own_both_get_each_event() {
     gate.close(LIMIT).unwrap();
 }
 
-/// A host whose proxy answers nothing but events.
+/// A host whose proxy answers events and nothing else.
 struct Host(PixelGate);
 
 #[async_trait]
@@ -331,7 +331,7 @@ fn an_inspector_sees_events_in_every_way_they_come_and_explain_asks_it_too() {
         assert!(judge(&gate, "_a=62515&_n=good").await.is_accepted());
         let verdict = judge(&gate, "_a=62515&_n=bad").await;
         assert_eq!(verdict.rejection().unwrap().host_reason, Some("the host says no"));
-        // A refused event does not count against the rate, of which these four took all.
+        // The four accepted events have used up the rate; a refused one uses none of it.
         assert_eq!(judge(&gate, "_a=62515&_n=good").await.reason(), Some(Reason::RateLimited));
     });
     let (_, reasons) = gate.metrics().verdicts();

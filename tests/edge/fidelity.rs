@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 
 /// Headers of a request that the edge adds, changes or removes, and why.
 const REQUEST_DIFFERENCES: &[&str] = &[
-    // What the edge says of the client (SPEC 1).
+    // How the edge describes the client to the origin (SPEC 1).
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-host",
-    // Between the client and the edge alone (RFC 9110, section 7.6.1).
+    // Fields of one hop, between the client and the edge (RFC 9110, section 7.6.1).
     "connection",
     "keep-alive",
     "proxy-connection",
@@ -26,7 +26,7 @@ const REQUEST_DIFFERENCES: &[&str] = &[
 ];
 /// Headers of a response that the edge adds, changes or removes, and why.
 const RESPONSE_DIFFERENCES: &[&str] = &[
-    // Between the edge and the client alone.
+    // Fields of one hop, between the edge and the client.
     "connection",
     "keep-alive",
     "proxy-connection",
@@ -35,16 +35,16 @@ const RESPONSE_DIFFERENCES: &[&str] = &[
     // Pingora sets its own in every answer, as nginx does, and has no switch for that.
     "date",
 ];
-// Beside these, each side is spoken to in the version that the edge has agreed on with it.
+// The HTTP version is that of each hop, and may differ as well.
 
-/// A message without what may differ.
+/// A message without the parts that may differ.
 fn without(mut message: Message, differences: &[&str]) -> Message {
     message.headers.retain(|(name, _)| !differences.contains(&&*name.to_ascii_lowercase()));
     message.start = message.start.replace("HTTP/1.0", "HTTP/1.1");
     message
 }
 
-/// The differences between an exchange with the origin and the same through the edge.
+/// The differences between an exchange with the origin and the same exchange through the edge.
 fn compare(case: &Case, origin: &Origin, edge: SocketAddr) -> Vec<String> {
     let text = String::from_utf8_lossy(&case.request);
     let mut words = text.split(' ');
@@ -166,8 +166,8 @@ fn what_is_said_of_one_connection_ends_with_it() {
     }
 }
 
-/// What Pingora does of its own, with no switch for it. When one of these fails, Pingora has
-/// learned something: the lists above get shorter.
+/// Changes that Pingora makes and that no setting prevents. When one of these tests fails, Pingora
+/// no longer makes that change, and the lists above can become shorter.
 #[test]
 fn what_pingora_changes_is_known() {
     let origin = Origin::start();
@@ -178,7 +178,7 @@ fn what_pingora_changes_is_known() {
     let ask = |request: &str| exchange(edge.address, "GET", request.as_bytes()).remove(0);
     let answer = ask("GET /date HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_ne!(answer.header("date"), Some("Thu, 01 Jan 1970 00:00:00 GMT"));
-    // No target has a fragment (RFC 9112, section 3.2): it is cut off.
+    // The fragment is cut off: no target has one (RFC 9112, section 3.2).
     ask("GET /a?b#c HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(origin.take_seen()[1].start, "GET /a?b HTTP/1.1");
 }
@@ -211,7 +211,7 @@ fn a_target_with_any_bytes_reaches_the_origin() {
     let head = b"GET http://edge.test/a HTTP/1.0\r\n\r\n";
     assert_eq!(exchange(edge.address, "GET", head)[0].status(), 204);
     assert_eq!(origin.take_seen()[0].header("host"), Some("edge.test"));
-    // Without a host, that of the origin: HTTP/1.1 needs one.
+    // A request without a host gets that of the origin: HTTP/1.1 needs one.
     assert_eq!(exchange(edge.address, "GET", b"GET /a HTTP/1.0\r\n\r\n")[0].status(), 204);
     let seen = origin.take_seen().remove(0);
     assert_eq!(seen.header("host"), Some(&*origin.address.to_string()));

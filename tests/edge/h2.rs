@@ -25,7 +25,7 @@ const WINDOW_BYTES: u32 = 16 << 20;
 
 pub struct Client {
     send: SendRequest<Bytes>,
-    /// The connection's own end: `Ok` after a GOAWAY without an error.
+    /// How the connection ends: `Ok` after a GOAWAY without an error.
     end: JoinHandle<Result<(), h2::Error>>,
 }
 
@@ -89,7 +89,7 @@ impl Client {
         let (response, mut stream) =
             ready.send_request(request.body(()).unwrap(), body.is_none()).unwrap();
         if let Some(body) = body {
-            // One that was answered by its header alone may be over.
+            // A request that was answered by its header alone may be over.
             let _ = stream.send_data(body, true);
         }
         response
@@ -142,7 +142,7 @@ fn many_streams_at_once_are_each_answered_as_they_should() {
             };
             asked.push((n, client.ask(get(&target), None).await));
         }
-        // The last is read first: none waits for another.
+        // The last answer is read first: none waits for another.
         for (n, response) in asked.into_iter().rev() {
             let answer = read(response).await.unwrap();
             match n % 3 {
@@ -197,7 +197,7 @@ fn a_request_over_http2_is_the_same_request_to_an_origin_of_http1() {
     }
 }
 
-/// Has the origin read no body for this target for as long as a test may take.
+/// Makes the origin read no body for this target for as long as a test may take.
 fn leave_unread(origin: &Origin, target: &str) {
     let before_body = vec![Act::Pause(PATIENCE * 10)];
     origin.on(target, Script { before_body, ..Script::default() });

@@ -28,7 +28,7 @@ pub struct Edge {
     dir: Arc<tempfile::TempDir>,
 }
 
-/// Settings of an edge beside the harness's own.
+/// Settings of an edge, in addition to the harness's own.
 #[derive(Default, Clone)]
 pub struct Setup {
     listen: String,
@@ -141,7 +141,7 @@ impl Edge {
         Self::start_with(dir, &[])
     }
 
-    /// The same, behind these commands of a shell.
+    /// As [`Edge::start_in`], behind these commands of a shell.
     pub fn start_under(dir: Arc<tempfile::TempDir>, commands: &str) -> Edge {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(format!("{commands}; exec \"$0\" run --config \"$1\""));
@@ -150,12 +150,12 @@ impl Edge {
         Edge::spawn(shell, dir)
     }
 
-    /// The same, with variables in its environment.
+    /// As [`Edge::start_in`], with these variables in its environment.
     pub fn start_with(dir: Arc<tempfile::TempDir>, environment: &[(&str, &str)]) -> Edge {
         Self::start_as(dir, &["run"], environment)
     }
 
-    /// Starts the successor of this one, on its sockets.
+    /// Starts the edge that takes over the sockets of this one.
     pub fn upgrade(&self) -> Edge {
         Self::start_successor(Arc::clone(&self.dir))
     }
@@ -254,7 +254,7 @@ impl Edge {
         self.admin_with(page, "")
     }
 
-    /// The same, with further header lines, each ended by CRLF.
+    /// As [`Edge::admin`], with further header lines, each ended by CRLF.
     pub fn admin_with(&self, page: &str, lines: &str) -> Response {
         let host = format!("Host: {}\r\n{lines}", self.admin);
         Connection::open(self.admin).get(page, &host)
@@ -352,7 +352,7 @@ pub fn kill(child: &Child, signal: Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-/// The binary that belongs to these tests, or `PIXELGATE_TEST_BINARY`: another build of it.
+/// The binary that was built with these tests, or the build that `PIXELGATE_TEST_BINARY` names.
 fn binary() -> PathBuf {
     let other = std::env::var_os("PIXELGATE_TEST_BINARY");
     other.map_or_else(|| env!("CARGO_BIN_EXE_pixelgate").into(), PathBuf::from)

@@ -23,10 +23,10 @@ const TLS: &str = concat!(
     "/tests/data/edge.key' }]"
 );
 
-/// What shows a change from outside. Without one the log alone says so.
+/// Whether the behaviour of the edge shows a change. Where there is none, only the log shows it.
 type Probe = fn(&Subject) -> bool;
 
-/// Another value of each key, `DIR` being the edge's folder, and what shows it.
+/// Each key, another value for it (`DIR`: the edge's folder), and the probe of the change.
 const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("edge.listen", "['127.0.0.1:1']", None),
     ("edge.tls", TLS, None),
@@ -127,12 +127,12 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("upstream.ca", PEM, None),
     ("upstream.cert", PEM, None),
     ("upstream.key", "'DIR/none'", None),
-    // Last, because the load does not go on under these.
+    // These stand last, because the load does not go on under them.
     ("events.path", "'/v2/event/'", Some(|s| s.edge.get("/v2/event/?_a=7&_n=a").status == 200)),
     ("response.verdict_header", "false", Some(|s| !s.answer_has("x-event-verdict", ""))),
 ];
 
-/// Keys that are a mistake without another one. Those of `upstream` have a test of their own.
+/// Keys that are a mistake without another key. The keys of `upstream` have a test of their own.
 const NOT_ALONE: &[&str] = &[
     "otlp.endpoint",
     "otlp.headers",
@@ -289,7 +289,8 @@ fn each_changed_key_is_in_force_or_named_under_load() {
     let listed: BTreeSet<String> = CHANGES.iter().map(|(key, ..)| (*key).to_owned()).collect();
     assert_eq!(listed.symmetric_difference(&keys()).collect::<Vec<_>>(), Vec::<&String>::new());
 
-    // Each part with an edge of its own, because a place of the code logs 60 lines a minute.
+    // One edge for each half of the keys, because one place in the code logs at most 60 lines a
+    // minute.
     CHANGES.chunks(CHANGES.len().div_ceil(2)).for_each(each_in_force_or_named);
 }
 
@@ -439,7 +440,7 @@ fn a_public_admin_listener_keeps_its_token_whatever_the_file_says() {
         edge.signal(Signal::HUP);
         wait_for("no fault", || !status().contains("config_reload"));
     }
-    // Another token needs no listener in the file.
+    // Another token is in force even if the file no longer names the admin listener.
     rename_over(&path, &first.replace(admin, "[admin]\ntoken = \"another sixteen bytes\"\n"));
     edge.signal(Signal::HUP);
     edge.wait_log("in force from now on: admin.token");

@@ -45,7 +45,7 @@ impl Subject {
     }
 }
 
-/// An upstream that nothing reaches.
+/// An upstream at an address without a listener.
 const NOWHERE: &str =
     "[[upstream]]\nname = \"nowhere\"\nkind = \"http\"\nurl = \"http://127.0.0.1:1\"";
 
@@ -86,7 +86,7 @@ fn an_open_batch_is_closed_by_a_shorter_linger_or_a_smaller_size() {
     delivered(1);
     subject.change("linger_ms = 600000", "linger_ms = 500000");
     (0..3).for_each(|_| assert_eq!(subject.verdict(), "accepted"));
-    // The table of the one upstream is the last one.
+    // The upstream's table is the last one of the file, so its keys can be added at the end.
     let own = "[upstream.batch]\nlinger_ms = 600000\nevents_max = 1\n";
     let table = format!("{}\n{own}", subject.first);
     let logged = subject.edge.log().len();
@@ -169,7 +169,8 @@ fn other_origins_take_over_and_no_request_fails() {
         for _ in 0..3 {
             subject.change(&of(&first), &of(&second));
             assert_eq!(body(&mut subject.edge.connect()), "second");
-            // One by its name, which is looked up when it is in force.
+            // An origin by its host name, which is looked up before the log says that it is in
+            // force.
             let by_name = format!("origin = [\"http://localhost:{}\"]", first.address.port());
             subject.change(&of(&first), &by_name);
             assert_eq!(body(&mut subject.edge.connect()), "first");

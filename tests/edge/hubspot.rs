@@ -49,7 +49,7 @@ fn an_old_pixel_becomes_an_occurrence_and_a_contact() {
 
 #[test]
 fn every_answered_event_arrives_once_whatever_ends_the_process() {
-    // Answers get lost besides: an occurrence may come again, but only under its uuid.
+    // Some answers get lost, too: an occurrence may come again, but only under its uuid.
     let hubspot = RUNTIME.block_on(Hubspot::failing(|call| match call.before % 5 {
         2 => Fault::LoseAnswer,
         _ => Fault::None,
@@ -63,7 +63,7 @@ fn every_answered_event_arrives_once_whatever_ends_the_process() {
             assert_eq!(edge.event(&pixel(sent)).status, 200);
             sent += 1;
         }
-        // In the middle of whatever it does.
+        // Kills the edge while it delivers.
         let before = hubspot.state().occurrences.len();
         wait_for("something to arrive", || {
             hubspot.state().occurrences.len() > before.min(sent - 1)

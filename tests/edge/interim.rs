@@ -23,7 +23,7 @@ fn origin(bytes: &str) -> Origin {
     origin
 }
 
-/// The responses to a request after which the edge closes, and what follows them.
+/// The responses to a request, and the bytes between them and the edge's close.
 fn responses(address: SocketAddr, request: &str) -> (Vec<Message>, Vec<u8>) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -16,7 +16,7 @@ fn start(backend: &Backend, more: &str) -> Edge {
     Setup::default().upstreams(&upstream).start()
 }
 
-/// Delivered and dead, once nothing is pending.
+/// The numbers of delivered events and of dead letters, once nothing is pending.
 fn ends(edge: &Edge) -> (Value, Value) {
     let row = edge.wait_delivered("old");
     (row["delivered"].clone(), row["dead"].clone())
@@ -83,7 +83,8 @@ fn revenue_that_may_have_counted_waits_for_a_person_who_sends_it_again() {
     assert!(letter["detail"].as_str().unwrap().contains("may have counted"), "{letter}");
     assert_eq!(backend.taken().len(), 1, "it was not sent again");
 
-    // The person looked it up and found that it had not counted. The edge goes on meanwhile.
+    // An operator has found out that the backend did not count the event, and replays its dead
+    // letter while the edge runs.
     backend.script(|_| Act::Take);
     let (code, said) = dead(&edge, "replay");
     let done = "old: 1 delivered, 0 refused again, 0 not delivered\n";

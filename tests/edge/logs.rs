@@ -50,7 +50,7 @@ fn single_verdicts_are_logged_where_they_are_asked_for_and_say_nothing_more() {
 fn the_environment_overrides_the_level() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let path = Setup::default().sections("[log]\nlevel = \"off\"").write(dir.path());
-    // Were it off, the harness would wait in vain for the line with the port.
+    // The level stays on: the harness waits for the line with the port.
     let edge = Edge::start_with(Arc::clone(&dir), &[("RUST_LOG", "info")]);
     assert!(edge.log().contains("INFO"));
     drop(edge);

@@ -229,7 +229,7 @@ fn the_busiest_portals_have_series_of_their_own() {
         "{outcome=\"rejected\",portal=\"62515\"} 0",
         "{outcome=\"rejected\",portal=\"other\"} 0",
     ];
-    // The ranking is as of the last second's write.
+    // The ranking is renewed once a second.
     wait_for("the series", || series(&edge) == expect);
 
     let file = edge.dir().join("edge.toml");
@@ -291,7 +291,7 @@ fn a_file_that_is_damaged_or_gone_makes_the_totals_begin_anew_and_says_so() {
         assert_eq!(edge.event("_a=7&_n=a").status, 200);
         let accepted = json!(row["accepted"].as_u64().unwrap() + 1);
         assert_eq!(totals(&edge, 7)["accepted"], accepted);
-        // It is over with the next start; from when they count stays.
+        // The next start ends the fault; `since` stays.
         let edge = Edge::start_in(edge.stop());
         assert_eq!(edge.status()["faults"], json!([]));
         let now = totals(&edge, 7);
@@ -307,7 +307,7 @@ fn totals_outlive_an_upstream_that_is_forgotten() {
     for _ in 0..5 {
         assert_eq!(edge.event("_a=7&_n=a").status, 200);
     }
-    // At once: the last events may be counted in no file yet.
+    // Kills at once, while the file of the counts may lack the last events.
     let dir = edge.kill();
     setup.write(dir.path());
     let (code, told) = spool(dir.path(), &["forget", "collector"]);

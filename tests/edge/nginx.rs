@@ -27,7 +27,7 @@ impl Nginx {
         Self::start_at(port)
     }
 
-    /// Starts one on this address, if it is free.
+    /// Starts nginx on this address. `None`: the port is taken.
     pub fn start_at(address: SocketAddr) -> Option<Nginx> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("files")).unwrap();

@@ -89,7 +89,7 @@ fn each_failure_has_its_status_and_half_an_answer_never_looks_whole() {
         origin.on(target, Script { after_body: acts.clone(), ..Script::default() });
     }
     let address = edge.address;
-    // All at once, among events, which need no origin.
+    // All faults at once, among events, which need no origin.
     let asked: Vec<_> = failures
         .iter()
         .map(|(target, _, status, truncated)| {
@@ -115,7 +115,7 @@ fn each_failure_has_its_status_and_half_an_answer_never_looks_whole() {
     wait_for("failed connections to close", || origin.open() <= 21);
 }
 
-/// As Node's, which resets the connection behind a refusal when more of the body arrives.
+/// Behaves as Node does, which resets the connection after a refusal when more of the body arrives.
 #[test]
 fn an_origin_that_fails_behind_the_beginning_of_its_answer_has_answered() {
     let origin = Origin::start();

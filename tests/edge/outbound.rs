@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
-/// What refuses a request.
+/// How the answer to a refused request begins.
 const REFUSED: &str = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n";
 
 /// A proxy that notes the first line of each request, and gives one answer to all.
@@ -69,7 +69,7 @@ fn the_environments_proxy_gets_what_is_encrypted_and_no_credentials_in_clear() {
     wait_for("the configured proxy", || proxy.seen("POST http://own.test/in "));
     wait_for("the request with a token", || plain.taken().len() == 1);
     assert!(!proxy.seen("127.0.0.1"), "credentials in clear");
-    // HTTP_PROXY does not count.
+    // The variable HTTP_PROXY has no effect.
     for direct in ["left-out", "none", "without"] {
         let failed = || edge.upstream(direct)["last_error"].is_string();
         wait_for("an attempt without the proxy", failed);

@@ -17,7 +17,7 @@ const MANIFESTS: &str = include_str!("../../packaging/kubernetes/pixelgate.yaml"
 const DOCKERFILE: &str = include_str!("../../packaging/Dockerfile");
 const DOCKERIGNORE: &str = include_str!("../../packaging/Dockerfile.dockerignore");
 
-/// Labels that Prometheus adds itself.
+/// Labels that Prometheus itself adds to each sample.
 const ADDED_LABELS: [&str; 3] = ["instance", "job", "le"];
 
 fn root() -> &'static Path {
@@ -255,7 +255,7 @@ fn a_pod_is_taken_out_of_the_service_before_its_edge_closes() {
     let [period, failures] =
         ["periodSeconds", "failureThreshold"].map(|key| probe[key].as_u64().unwrap());
     assert!(drain > period * failures);
-    // Then there is time for both graces of a stop.
+    // The edge has time for both grace periods of a stop.
     assert!(pod["terminationGracePeriodSeconds"].as_u64() > Some(drain + 2 * 10));
 }
 
@@ -275,7 +275,7 @@ fn the_dockerfile_copies_what_is_there_and_runs_as_an_unprivileged_user() {
         }
     }
     assert!(copied >= 8, "{copied}");
-    // Cargo wants every target of the manifest to be there.
+    // Cargo fails where the file of a target in the manifest is missing.
     let manifest: toml::Table = include_str!("../../Cargo.toml").parse().unwrap();
     for kind in ["bench", "test", "example", "bin"] {
         for target in manifest.get(kind).and_then(|t| t.as_array()).into_iter().flatten() {

@@ -177,7 +177,7 @@ fn a_page_asks_for_its_token_and_reports_a_lost_edge() {
     browser.wait_text("#headline-text", "Ready.");
 }
 
-/// The page, and those of its tables, that are wider than their place.
+/// Names the page and its tables that are wider than the room they have.
 const TOO_WIDE: &str = "return [document.documentElement, ...document.querySelectorAll('.scroll')] \
      .filter((e) => e.scrollWidth > e.clientWidth).map((e) => \
      [e.getAttribute('aria-labelledby'), e.scrollWidth, e.clientWidth])";

@@ -69,7 +69,7 @@ fn what_the_version_before_left_on_disk_is_taken_up() {
     let ids: Vec<&Value> = refused.iter().map(|letter| &letter["event"]["external_id"]).collect();
     assert_eq!(ids, [&json!("dead-1"), &json!("dead-2")]);
 
-    // Versions before counted nothing by portal: the totals are of what was still there.
+    // Version 0.1 counted nothing by portal: the totals count only what it left in its spool.
     for (portal, accepted, dead) in [(12345, 5, 0), (62515, 2, 2)] {
         let totals = crate::metering::totals(&edge, portal);
         let delivered = accepted - dead;
@@ -77,7 +77,7 @@ fn what_the_version_before_left_on_disk_is_taken_up() {
         assert_eq!((&totals["accepted"], &totals["upstreams"]), (&json!(accepted), &row));
         assert!(totals["since"].is_string());
     }
-    // The only fault is that no server answers for the list, once that was tried.
+    // The only fault is that the server of the portal list does not answer.
     let status = edge.status();
     let faults = status["faults"].as_array().unwrap();
     assert!(faults.iter().all(|fault| fault["what"] == "portals_unread"), "{faults:?}");

@@ -52,7 +52,7 @@ fn neither_a_restart_nor_a_kill_gives_it_again() {
     let edge = Edge::start_in(Arc::clone(&dir));
     assert_eq!(totals(&edge, 7)["quota"]["used"], 2);
     assert_eq!(edge.event("_a=7&_n=a").status, 200);
-    // At once: no file knows of the last event yet but the record itself.
+    // Kills at once: of all files only the spool's record shows the last event.
     edge.kill();
     let edge = Edge::start_in(Arc::clone(&dir));
     assert_eq!(accepted_until_refused(&edge), 2);
@@ -70,7 +70,7 @@ fn a_new_list_counts_on() {
     put(&LIST.replace("per_day = 3", "per_day = 5"));
     wait_for("the new quota", || per_day() == 5);
     assert_eq!(accepted_until_refused(&edge), 2);
-    // Without a quota in between; the events of that time count as well.
+    // The list has no quota for a while; the events of that time count as well.
     put("portals = [62515, 7]\n");
     wait_for("no quota", || per_day().is_null());
     assert_eq!(edge.event("_a=7&_n=a").status, 200);

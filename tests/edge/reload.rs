@@ -78,7 +78,8 @@ impl Load {
         load
     }
 
-    /// Waits for further answers. Fails if an event was refused or an answer was broken.
+    /// Waits for [`FURTHER`] further answers. Fails if an event was refused or an answer was
+    /// broken.
     pub fn goes_on(&self) {
         let before = self.answered.load(Relaxed);
         wait_for("further answers", || {
@@ -190,7 +191,7 @@ fn a_hangup_has_the_list_read_at_once_under_load() {
     let load = Load::on(&edge);
     for marker in 101..111 {
         rename_over(&path, &list(marker));
-        // The next look is hours away.
+        // The edge looks at the file by itself only hours later.
         assert_eq!(verdict(&edge, marker), "portal_not_allowed");
         edge.signal(Signal::HUP);
         takes_effect(&edge, marker);
@@ -359,7 +360,7 @@ impl ListServer {
         server
     }
 
-    /// Lines of `[portals]` with it as the source. The query stands for a secret.
+    /// Lines of `[portals]` with this server as the source. The query is treated as a secret.
     fn source(&self) -> String {
         let address = self.address;
         format!("source = \"http://{address}/portals.toml?token=hush\"\nrefresh_seconds = 1\n")

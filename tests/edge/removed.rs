@@ -76,7 +76,7 @@ fn an_upstream_that_is_missing_for_some_starts_finds_what_waited_for_it() {
             assert!(faults[0]["text"].as_str().unwrap().starts_with("30 events"), "{faults:?}");
             assert!(faults[0]["advice"].as_str().unwrap().contains("spool forget collector"));
             assert_eq!(edge.admin("/readyz").status, 200);
-            // It takes what is new, and holds what is old.
+            // The edge accepts new events, and keeps the pending ones.
             send(&edge, 100 + 10 * round..110 + 10 * round);
             edge.wait_delivered("file");
             assert_ne!(edge.status()["spool"]["bytes"], 0);
@@ -131,7 +131,7 @@ fn what_waits_for_a_removed_upstream_is_forgotten_by_its_exact_name() {
     assert_eq!(forget("collector"), (Some(1), other));
     std::fs::remove_file(dir.path().join("spool/dead/collector.ndjson")).unwrap();
 
-    // The other upstream's events are all there, and configured again it starts anew.
+    // The file upstream has all its events. The collector, configured again, gets only new ones.
     let edge = Edge::start_in(dir);
     assert_eq!(faults(&edge, "upstream_removed"), [] as [Value; 0]);
     let row = edge.wait_delivered("file");
@@ -163,7 +163,7 @@ fn a_record_of_a_newer_version_waits_for_it_and_is_named() {
     let config = spool::Config { dir: dir.path().join("spool"), ..spool::Config::default() };
     let newer = Spool::open(&config, &["collector".to_owned()], Env::system()).unwrap();
     for _ in 0..3 {
-        // Received in 2001, as the fields say that every version has at the same place.
+        // The time of receipt, in 2001, stands at the same place in the records of every version.
         let received_at = 1_000_000_000_000_u64.to_le_bytes();
         let record = [b"\x7f\0", &received_at[..], b"a later layout"].concat();
         let commit = newer.append(|out| out.extend_from_slice(&record)).unwrap();

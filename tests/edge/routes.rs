@@ -134,7 +134,7 @@ fn spool_stat_after_a_kill_counts_what_the_cursor_did_not_know() {
     let edge = Edge::start_in(Arc::clone(&dir));
     for n in 0..15 {
         assert_eq!(edge.event(&format!("_a=7&_n=a&id={n}")).status, 200);
-        // A cursor that knows some of the events, but not all.
+        // The cursor covers some of the events, but not all.
         if n == 4 {
             let known = |pending: &str| stat(&dir).contains(pending);
             wait_for("the count", || known("upstream eu: 5 accepted"));

@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 const EVENTS: u64 = 10_000_000;
-/// What ten times the events may take in addition: far less than a byte for each.
+/// Memory that ten times as many events may take in addition, far less than a byte for each.
 const GROWTH_KIB_MAX: u64 = 8 << 10;
 
 /// Answers 500 to each batch with the first event, and 200 to every other one.

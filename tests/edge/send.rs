@@ -127,7 +127,7 @@ fn a_week_in_files_arrives_as_it_was_accepted() {
 
 #[test]
 fn what_was_acknowledged_before_a_kill_is_not_sent_again() {
-    // Takes three batches; the fourth one arrives and is never taken.
+    // The backend takes three batches, and never answers the fourth.
     let backend = RUNTIME.block_on(Backend::playing([Act::Take, Act::Take, Act::Take, Act::Hang]));
     let place = Place::of(&backend, 30);
     let file = place.file("week.ndjson", &lines(200));
@@ -176,7 +176,7 @@ fn a_legacy_backend_gets_no_event_twice_that_it_answered() {
 fn a_signal_ends_it_and_the_next_command_sends_the_rest() {
     for signal in [Signal::INT, Signal::TERM] {
         let backend = RUNTIME.block_on(Backend::playing([Act::Take, Act::Refuse(503)]));
-        // A long wait, which the signal ends.
+        // The signal ends a long wait.
         let wait = vec![("Retry-After", "3600".to_owned())];
         backend.script({
             let mut n = 0;
@@ -287,7 +287,7 @@ fn without_room_for_the_progress_nothing_is_sent() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let place = Place::of(&backend, 10);
     let file = place.file("week.ndjson", &lines(30));
-    // No byte can be written to a file, as on a full disk, and the signal for it is ignored.
+    // A limit of 0 bytes for a file acts like a full disk; `trap` ignores the signal that it sends.
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]);
     let command = place.command(&[], &[&file]);
@@ -372,7 +372,7 @@ fn the_portal_list_says_which_portals_events_are_not_sent_to_an_upstream() {
     assert_eq!(place.send(&[], &[&file]).0, 0);
     assert!(backend.events().iter().all(|event| event["portal"] == 62515));
 
-    // A portal that is in no list, such as one that is no Enterprise any more, keeps its events.
+    // Events of a portal that is no longer in the list are sent, too.
     std::fs::write(&list, "portals = []\n").unwrap();
     assert_eq!(place.send(&[], &[&file]).1, said(5, 0, 0, 5, 0));
     std::fs::write(&list, "portals = [0]\n").unwrap();

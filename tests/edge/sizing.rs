@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Events of the measurement: some segments of them.
+/// The number of measured events, enough for some segments.
 const EVENTS: usize = 2000;
 const SEGMENT_BYTES: u64 = 256 << 10;
 const AGENTS: [&str; 4] = [
@@ -98,7 +98,7 @@ fn the_disk_fills_by_the_formula_and_the_wire_is_as_small_as_said() {
     let edge = setup(&backend).start();
     let formula = send(&edge, 0..EVENTS);
     let held = || edge.status()["spool"]["bytes"].as_u64().unwrap();
-    // Only one header a segment is added. The status is updated after the commit.
+    // Only each segment's header comes on top. The status is updated after the commit.
     let headers = 64 * formula.div_ceil(SEGMENT_BYTES - 512);
     wait_for("the spool's size", || (formula..=formula + headers).contains(&held()));
 
@@ -111,7 +111,7 @@ fn the_disk_fills_by_the_formula_and_the_wire_is_as_small_as_said() {
     assert!(files >= formula && files <= formula + headers + 2 * SEGMENT_BYTES, "{files}: {stat}");
 
     backend.script(|_| Act::Take);
-    // A new process connects at once, while this one pauses longer after each failure.
+    // A new process connects at once; this one is in a pause, which grows after each failure.
     let edge = Edge::start_in(edge.stop());
     edge.wait_delivered("collector");
     let taken = backend.taken();
@@ -164,7 +164,7 @@ fn an_outage_of_the_log_costs_nothing_and_a_lost_disk_what_waited_on_it() {
         assert!(held >= formula && held <= formula + SEGMENT_BYTES, "{held}");
     }
 
-    // One edge is killed and comes back on its disk; one dies with its disk.
+    // One edge is killed and starts again on its disk; another one loses its disk.
     let lost = edges.remove(1);
     let waited = lost.upstream("collector")["pending"].clone();
     drop(Arc::try_unwrap(lost.kill()).expect("no other handle of the folder is left"));

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const SENDERS: u64 = 8;
 /// Events that each of them offers in a second.
 const EVENTS_PER_SECOND: u64 = 250;
-/// What the second half of a run may have more than the first one, in the maximum.
+/// By how much the maximum in the second half of a run may exceed that in the first half.
 const GROWTH_MAX: f64 = 1.3;
 /// Size of a segment in this run.
 const SEGMENT_KIB: u64 = 4096;
@@ -34,7 +34,7 @@ fn seconds() -> u64 {
     set.map_or(60, |seconds| seconds.parse().expect("PIXELGATE_SOAK_SECONDS is a number"))
 }
 
-/// A set of small numbers, a bit each.
+/// A set of small numbers, one bit for each.
 #[derive(Default)]
 struct Bits(Vec<u64>);
 
@@ -132,7 +132,7 @@ fn note(body: &[u8], tally: &Tally) {
     }
 }
 
-/// Sends at its pace until the run is over. What is behind is sent at once.
+/// Sends at its rate until the run is over; events that are overdue are sent at once.
 fn send(tally: &Tally) {
     let began = Instant::now();
     let mut sent = 0;
@@ -166,7 +166,7 @@ fn send(tally: &Tally) {
     }
 }
 
-/// One measurement: KiB of memory, open files, KiB of the folder.
+/// One measurement: memory in KiB, number of open files, size of the spool's folder in KiB.
 type Sample = [u64; 3];
 
 struct Soak {
@@ -270,7 +270,7 @@ impl Soak {
     }
 }
 
-/// What the files below a folder hold on the disk. Files may go meanwhile.
+/// Room that the files below a folder take on the disk. Files may be removed meanwhile.
 fn kib_below(folder: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };

@@ -103,7 +103,7 @@ fn a_client_of_http2_that_stalls_gets_all_when_it_goes_on() {
             let (mut stream, mut body) = (response.into_body(), Vec::new());
             let mut unreleased = 0;
             for stalls in [3, 2, 1, 0] {
-                // The client opens its windows only behind a stall.
+                // The client opens its flow-control windows only after it has stalled.
                 stream.flow_control().release_capacity(std::mem::take(&mut unreleased)).unwrap();
                 let part = if stalls == 0 { BYTES } else { body.len() + 1_000_000 };
                 while body.len() < part {

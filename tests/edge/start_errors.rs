@@ -135,7 +135,7 @@ fn failure(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (
 /// The key that is wrong, the rest of the configuration, and the environment.
 type Case<'a> = (String, Setup, Vec<(&'a str, &'a str)>);
 
-/// Makes what stands in the place of a file or a folder in `dir`.
+/// Makes in `dir` things of the wrong kind, which are then named as a file or a folder.
 fn make_stand_ins(dir: &Path) {
     let at = |name: &str| dir.join(name);
     std::fs::create_dir(at("folder")).unwrap();
@@ -153,7 +153,7 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
     let at = dir.path().display();
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
     make_stand_ins(dir.path());
-    // What stands in the place of a file that is read, of one that is written, and of a folder.
+    // Wrong things in the place of a file that is read, of one that is written, and of a folder.
     let read = ["none", "folder", "text", "empty", "fifo", "text/below", "dangling"];
     let written = ["folder", "none/below", "text/below", "dangling", "proc/new"];
     let folders = ["text", "text/below", "fifo", "dangling", "sys/new/below"];
@@ -278,8 +278,7 @@ fn an_access_log_that_leads_to_another_file_is_refused_by_check_and_run() {
         }
         assert!(!at.join("spool/access.log").exists(), "nothing was made there");
     }
-    // The configuration itself, by a link of either kind, and a link to a log that nothing else
-    // uses.
+    // The configuration itself by a link of either kind, and a link to a log that has no other use.
     for (link, name) in [(soft, "to-itself"), (hard, "itself")] {
         let log = format!("[access_log]\npath = \"{}/{name}\"", at.display());
         let config = Setup::default().sections(&log).write(at);

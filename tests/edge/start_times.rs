@@ -24,7 +24,7 @@ fn append(spool: &Path, record: &[u8], events: u64) {
     let spool = Spool::open(&config, &["collector".to_owned()], Env::system()).unwrap();
     let mut taken = 0;
     while taken < events {
-        // It is refused while too much waits for the disk.
+        // An append is refused while too much waits for the disk.
         match spool.append(|out| out.extend_from_slice(record)) {
             Ok(_) => taken += 1,
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
@@ -71,7 +71,7 @@ fn a_start_with_two_gib_in_one_lane() {
 #[ignore = "it measures"]
 fn a_start_with_a_thousand_lanes() {
     measure("1,000 lanes", |spool, record| {
-        // Each is made in a folder of its own, so that no process adopts the lanes before it.
+        // Each lane is made in a folder of its own, so that no process adopts those made before.
         let others = spool.with_file_name("others");
         for number in 1_000..2_000 {
             std::fs::create_dir_all(others.join(format!("lane-{:08}", number - 1))).unwrap();

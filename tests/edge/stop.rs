@@ -36,7 +36,7 @@ fn a_draining_edge_accepts_and_is_unready_until_its_time_or_a_second_signal() {
     for _ in 0..3 {
         assert_eq!(edge.event("_a=62515&_n=a").status, 200, "on a new connection");
     }
-    // An hour is not waited out.
+    // The grace period of an hour is not waited out.
     edge.signal(Signal::TERM);
     assert_eq!(edge.wait().code(), Some(0));
 
@@ -86,7 +86,7 @@ fn a_stop_while_an_upstream_is_dead_ends_and_loses_nothing() {
 
 #[test]
 fn attempts_under_way_end_within_the_grace_period() {
-    // Slower than the second that a stop once gave them.
+    // Each attempt takes longer than the second that a stop once gave to attempts.
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Slow(Duration::from_secs(3))));
     let url = backend.url("/v1/event/");
     let upstream = format!(
@@ -137,7 +137,7 @@ fn whatever_hangs_the_process_ends() {
     ["a", "c"].iter().for_each(|name| check_state_is_true(&edge, name));
     wait_for("the state to say so", || edge.upstream("a")["state"] == "dead_letters_failing");
     edge.signal(Signal::TERM);
-    // Not by the last resort, which would end with 1 after twice the grace period.
+    // The exit code is not that of the last resort, 1 after twice the grace period.
     assert_eq!(edge.wait().code(), Some(0), "{}", edge.log());
     drop(lock);
     for backend in [&refusing, &silent] {

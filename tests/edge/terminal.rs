@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 const ESCAPE: char = '\u{1b}';
-/// What colours follow besides the terminal; the machine that runs the tests may set any of them
-/// (one that integrates changes sets `CI`, which alone makes a dumb terminal coloured).
+/// Variables that decide about colours beside the terminal. The machine that runs the tests may set
+/// any of them; CI sets `CI`, which alone makes a dumb terminal coloured.
 const COLOURING: [&str; 5] = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "CI"];
 /// How a colour begins; a bar moves the cursor by other sequences.
 const RED_OR_GREEN: [&str; 2] = ["\u{1b}[31m", "\u{1b}[32m"];
@@ -33,7 +33,7 @@ fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, Stri
     uncoloured(&mut command).env("TERM", "xterm").envs(environment.iter().copied());
     let mut child =
         command.stdout(Stdio::from(open())).stderr(Stdio::from(open())).spawn().unwrap();
-    // It holds our copies of the other side, without which reading would never end.
+    // The command holds copies of the terminal's other side; while they live, reading does not end.
     drop(command);
     let mut shown = Vec::new();
     let mut master = File::from(master);
@@ -99,7 +99,7 @@ fn a_long_command_shows_a_bar_to_a_terminal_and_lines_to_a_pipe() {
     assert!(shown.contains("10 % of") && !shown.contains(ESCAPE), "{shown:?}");
 }
 
-/// Runs a command with a full device as its standard output, and checks that it names that.
+/// Runs a command with a full device as its standard output, and checks that its message says so.
 fn fails_to_write(config: &Path, arguments: &[&str]) {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = command(config, arguments).stdout(full).output().unwrap();
@@ -300,7 +300,7 @@ fn a_probe_asks_the_running_edge() {
     assert_eq!(probe(&config, "readyz"), (0, "ready\n".to_owned(), String::new()));
     assert_eq!(probe(&config, "livez"), (0, "ok\n".to_owned(), String::new()));
 
-    // With a mistake in its list, the edge is ready and names the mistake.
+    // An edge whose portal list has a mistake is ready, and names the mistake.
     std::fs::write(edge.dir().join("portals.toml"), "portals = [0]\n").unwrap();
     crate::harness::wait_for("the mistake to be named", || {
         let (code, out, _) = probe(&config, "readyz");

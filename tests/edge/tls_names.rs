@@ -131,7 +131,7 @@ fn a_renewed_pair_is_shown_to_new_connections_and_open_ones_go_on() {
     let still = client.connect(two.address, "one.test").unwrap();
     assert_eq!(Some(shown(&still)), der(&two.pairs[0]));
 
-    // The other entry of the same listener is not held up.
+    // The other certificate of the same listener is renewed all the same.
     let other = certificate(&["two.test"]);
     let [other_cert, other_key] = paths(two.files.path(), "two");
     write_pair(&other, &other_cert, &other_key);

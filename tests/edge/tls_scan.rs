@@ -19,7 +19,7 @@ fn s_client(address: SocketAddr, options: &[&str]) -> Option<String> {
     let said =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     let said = said.concat();
-    // It did not connect, because it does not know the option or the cipher.
+    // `openssl` did not connect, because it does not know the option or the cipher.
     said.contains("CONNECTED").then_some(said)
 }
 

@@ -64,7 +64,7 @@ fn trailers_of_an_answer_reach_a_client_of_http1() {
     for _ in 0..2 {
         let answer = connection.ask("GET /a HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(answer.body, b"hello");
-        // As UTF-8, which a byte each is here.
+        // The two bytes of one character in UTF-8, each read as Latin-1 here.
         let expect = [pair("Server-Timing", "db;dur=5"), pair("X-Sum", "\u{c3}\u{a9}")];
         assert_eq!(answer.trailers, expect);
         let answer = connection.ask("GET /plain HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -101,7 +101,7 @@ fn trailers_of_an_upload_reach_the_origin_with_what_announces_them() {
     assert_eq!(origin.open(), 1, "the connection to the origin is used again");
 }
 
-/// The second attempt sends them as well.
+/// The second attempt at an origin sends the trailers, too.
 #[test]
 fn trailers_of_a_request_that_is_tried_again_are_sent_again() {
     let (origin, edge) = start();

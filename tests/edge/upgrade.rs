@@ -337,7 +337,7 @@ fn without_its_socket_an_edge_names_a_fault_and_makes_the_socket_when_it_can() {
     std::fs::remove_dir(&socket).unwrap();
     wait_for("the fault to end", || !has_no_socket(&edge));
     edge.wait_log("an upgrade is possible from now on");
-    // Something that removes old files from a temporary folder.
+    // A cleaner of temporary folders removes the socket.
     std::fs::remove_file(&socket).unwrap();
     wait_for("the socket", || socket.exists());
     let next = edge.upgrade();

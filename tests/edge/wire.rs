@@ -17,10 +17,10 @@ pub struct Message {
     pub start: String,
     /// Names in received spelling and order; bytes above 127 as Latin-1.
     pub headers: Vec<(String, String)>,
-    /// Without its transfer coding.
+    /// The body, its transfer coding removed.
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
-    /// Whether it ended before it was complete.
+    /// Whether the stream ended before the message was complete.
     pub truncated: bool,
 }
 
@@ -147,9 +147,9 @@ pub fn exchange(address: SocketAddr, method: &str, request: &[u8]) -> Vec<Messag
 #[derive(Debug, Clone)]
 pub enum Act {
     Send(Vec<u8>),
-    /// Closes in order.
+    /// Closes the connection in order.
     Close,
-    /// Closes with a reset.
+    /// Closes the connection with a reset.
     Reset,
     Pause(Duration),
     /// Sends back what comes, until the client closes.
@@ -158,7 +158,7 @@ pub enum Act {
     Hang,
 }
 
-/// What an origin does about a request for a path: before it reads the body, and after.
+/// What an origin does with a request for a target, before it reads the body and after.
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     pub before_body: Vec<Act>,
@@ -178,7 +178,7 @@ impl Origin {
         Self::on_listener(TcpListener::bind("127.0.0.1:0").unwrap())
     }
 
-    /// One on this listener, until the process ends.
+    /// Starts an origin on this listener; it lives until the process ends.
     pub fn on_listener(listener: TcpListener) -> Origin {
         let address = listener.local_addr().unwrap();
         let origin =
@@ -214,7 +214,7 @@ impl Origin {
         self.on(target, Script { after_body, ..Script::default() });
     }
 
-    /// What it was asked since this was last called.
+    /// The requests that came since this was last called.
     pub fn take_seen(&self) -> Vec<Message> {
         std::mem::take(&mut self.seen.lock().unwrap())
     }

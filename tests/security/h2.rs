@@ -175,7 +175,7 @@ fn a_header_block_without_end_ends_its_connection() {
     client.send(&frame(HEADERS, END_STREAM, 1, &block("GET", EVENT_PATH)));
     client.flood(&frame(CONTINUATION, 0, 1, &[0x00, 1, b'x', 1, b'y']), 1_000_000);
     assert!(client.is_closed());
-    // Each piece is as large as a frame may be, so the limit on bytes applies.
+    // Each piece is as large as a frame may be, so that the limit on bytes is the one that is met.
     let mut client = Client::open(edge.address, b"");
     client.send(&frame(HEADERS, END_STREAM, 1, &block("GET", EVENT_PATH)));
     client.flood(&frame(CONTINUATION, 0, 1, &[b'x'; 16_000]), 10_000);

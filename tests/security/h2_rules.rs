@@ -144,19 +144,19 @@ fn many_small_frames_are_a_body_like_any_other() {
 
 #[test]
 fn more_small_frames_than_an_origin_takes_end_their_connection() {
-    // Takes no byte of any connection.
+    // The origin reads nothing from its connections.
     let origin = TcpListener::bind("127.0.0.1:0").unwrap();
     let edge = Setup::default().origin(origin.local_addr().unwrap()).start();
     let mut client = Client::open(edge.address, b"");
     client.send(&frame(HEADERS, END_HEADERS, 1, &block("POST", "/page")));
-    // What the kernel buffers for the origin comes first.
+    // The first bytes go into the kernel's buffers for the origin.
     client.flood(&frame(DATA, 0, 1, b"x"), 5_000_000);
     assert!(client.is_closed());
     wait_refused(&edge, "h2_frames", 1);
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
 }
 
-/// The frame of a request with this target, of any bytes.
+/// The frame of a request with this target, which may hold any bytes.
 fn get_bytes(stream: u32, target: &[u8]) -> Vec<u8> {
     let mut block = block("GET", "/");
     let at = block.iter().position(|byte| *byte == 4).unwrap() + 1;
@@ -364,7 +364,7 @@ fn malformed_trailers_end_their_stream_alone() {
     assert_eq!(accepted(&edge), 0);
 }
 
-/// These frames on another stream.
+/// The same frames with the number of another stream.
 fn on_stream(frames: &[u8], stream: u32) -> Vec<u8> {
     let (mut frames, mut at) = (frames.to_vec(), 0);
     while at < frames.len() {
@@ -399,7 +399,7 @@ fn a_stream_that_depends_on_itself_ends_alone_and_its_fields_count() {
     let payload = [&[0, 0, 0, 1, 0], &block[..]].concat();
     client.send(&frame(HEADERS, END_STREAM | END_HEADERS | PRIORITY_FLAG, 1, &payload));
     assert_eq!(answer(&mut client, 1).kind, RST_STREAM);
-    // The entries of the stream that ended.
+    // These name entries of the dynamic table that the ended stream has added.
     client.send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, &[0x82, 0x86, 0xbe, 0xbf]));
     assert_eq!(answer(&mut client, 3).payload[0], STATUS_200);
 }
@@ -407,7 +407,7 @@ fn a_stream_that_depends_on_itself_ends_alone_and_its_fields_count() {
 #[test]
 fn compression_that_cannot_be_read_ends_its_connection_and_is_counted() {
     let edge = Edge::start();
-    // As received, and behind a target that was encoded.
+    // A block that is passed on as received, and one behind a target that was encoded anew.
     for (count, target) in
         ["/v1/event/?_a=62515&_n=a", "/v1/event/?_a=62515&_n=\""].into_iter().enumerate()
     {

@@ -49,13 +49,14 @@ fn an_idle_connection_costs_little() {
 
 /// Most memory of a response over HTTP/1 that its client does not read, in KiB, in any build.
 const UNREAD_KIB_MAX: f64 = 140.0;
-/// The same over HTTP/2.
+/// Most memory of such a response over HTTP/2, in KiB.
 const UNREAD_STREAM_KIB_MAX: f64 = 80.0;
-/// The same of an upload that its origin does not read, with the copy for a second attempt.
+/// Most memory of an upload that its origin does not read, in KiB. The copy for a second attempt
+/// is included.
 const UPLOAD_KIB_MAX: f64 = 360.0;
-/// Most memory in huge pages, in KiB: what a process took before it could decline them.
+/// Most memory in huge pages, in KiB: a process may take some before it can decline them.
 const HUGE_KIB_MAX: u64 = 12 << 10;
-/// Uploads, as many as wait to be accepted by an origin that accepts none.
+/// Uploads that are open at once: as many connections as an origin's listener keeps unaccepted.
 const UPLOADS: usize = 100;
 /// Unread responses, enough that the process's own memory use does not matter.
 const UNREAD: usize = 200;

@@ -47,7 +47,7 @@ impl Origin {
         connections.iter().map(|bytes| bytes.lock().unwrap().clone()).collect()
     }
 
-    /// The request lines that such a reader finds on all connections.
+    /// The request lines that a server which reads so finds on all connections.
     pub fn request_lines(&self, how: Credulity) -> Vec<String> {
         self.bytes().iter().flat_map(|bytes| read(bytes, how).0).collect()
     }

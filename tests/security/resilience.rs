@@ -17,7 +17,7 @@ fn a_thousand_pipelined_events_are_answered_in_order_and_kept() {
     let mut connection = Connection::of(writer.try_clone().unwrap());
     let all: String = (0..1000)
         .map(|n| {
-            // Every tenth is rejected, so that the responses show their order.
+            // Every tenth event is rejected, so that the responses show their order.
             let portal = if n % 10 == 0 { 1 } else { 62515 };
             format!("GET /v1/event/?_a={portal}&_n=event{n} HTTP/1.1\r\nHost: a\r\n\r\n")
         })
@@ -70,7 +70,7 @@ fn a_client_that_closes_its_half_is_answered_all_the_same() {
 #[test]
 fn half_open_connections_do_not_keep_others_out() {
     let edge = Setup::default().edge("header_timeout_seconds = 1\nconnections_max = 200").start();
-    // Each sends a part and goes silent, like a machine that lost its network.
+    // Each client sends a part of a request and nothing more, like a machine that lost its network.
     let silent: Vec<TcpStream> = (0..200)
         .map(|n| {
             let mut stream = TcpStream::connect(edge.address).unwrap();

@@ -80,7 +80,7 @@ pub fn attacks() -> Vec<Framed> {
     all
 }
 
-/// One answer, which refuses, and a close.
+/// Asserts that there is at most one answer, a refusal, and then a close.
 fn refuses(edge: &Edge, attack: &Framed) {
     let answers = all_answers(edge.address, &attack.send);
     assert!(answers.matches("HTTP/1.1 ").count() <= 1, "{}: {answers}", attack.what);
@@ -170,7 +170,7 @@ fn an_event_whose_http_2_body_is_cut_is_not_kept() {
         client.send(&frame(DATA, 0, stream, b"hel"));
         client.send(&frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
     }
-    // Its answer shows that the edge has read all frames before it.
+    // The answer to it shows that the edge has read all frames before it.
     client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 7, &block("GET", "/v1/event/?_a=1")));
     while client.next().is_some_and(|frame| frame.stream != 7) {}
     assert_eq!(accepted(&edge), 0);

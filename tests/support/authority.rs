@@ -9,14 +9,14 @@ use rustls::pki_types::CertificateDer;
 /// An authority and what it has signed.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its own certificate.
+    /// The authority's own certificate, in PEM.
     pub pem: String,
-    /// The same.
+    /// The same certificate, in DER.
     pub der: CertificateDer<'static>,
 }
 
 impl Authority {
-    /// A new one.
+    /// Makes a new authority.
     pub fn new() -> Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();

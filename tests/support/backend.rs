@@ -28,14 +28,14 @@ pub struct Request {
     pub target: String,
     /// Names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// As it was on the wire.
+    /// The body as it was on the wire, with its content encoding.
     pub body: Vec<u8>,
 }
 
 /// What the backend does with a request.
 #[derive(Clone)]
 pub enum Act {
-    /// Reads the body, and then does what this says.
+    /// Reads the body, asks this function, and does what it returns.
     Judge(Arc<dyn Fn(&Request) -> Act + Send + Sync>),
     /// Takes it and answers 200.
     Take,
@@ -43,7 +43,7 @@ pub enum Act {
     TakeWith(u16),
     /// Answers with this status and does not take it.
     Refuse(u16),
-    /// The same, with headers.
+    /// Answers with this status and these headers, and does not take it.
     RefuseWith(u16, Vec<(&'static str, String)>),
     /// Takes it and answers with this status, these headers and this body.
     Say(u16, Vec<(&'static str, String)>, String),
@@ -65,7 +65,7 @@ pub enum Act {
 
 type Script = Box<dyn FnMut(&Request) -> Act + Send>;
 
-/// See the module. Stops when dropped.
+/// A running backend (see the module). Stops when dropped.
 pub struct Backend {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -103,7 +103,7 @@ impl Backend {
         Backend::start(move |_| acts.pop_front().unwrap_or(Act::Take)).await
     }
 
-    /// From now on this script is asked.
+    /// Replaces the script for all further requests.
     pub fn script(&self, script: impl FnMut(&Request) -> Act + Send + 'static) {
         *self.shared.script.lock().unwrap() = Box::new(script);
     }
@@ -233,7 +233,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what was asked for; whether the connection lives on.
+/// Does what the script says. Returns whether the connection stays open.
 async fn act(
     stream: &mut TcpStream,
     shared: &Shared,
@@ -290,7 +290,7 @@ async fn act(
             answer(stream, 200, &[]).await?;
         }
         Act::Hang => {
-            // Until the client has had enough.
+            // Ends when the client closes.
             let _ = stream.read(&mut [0]).await?;
             return Ok(false);
         }

@@ -1,9 +1,9 @@
-//! An allocator that counts how often each thread asks it.
+//! An allocator that counts the allocations of each thread.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// To be made the global allocator of a test or benchmark.
+/// The allocator. A test or benchmark makes it its global allocator.
 pub struct Counting;
 
 thread_local! {
@@ -11,8 +11,8 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: it only counts, and leaves everything to the system's allocator. What it does not name
-// (`alloc_zeroed`) comes here as `alloc`.
+// SAFETY: this only counts, and leaves everything to the system's allocator. `alloc_zeroed`, which
+// is not defined here, calls `alloc`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

@@ -24,14 +24,14 @@ pub const RECEIVED_AT_MS: u64 = 1_750_000_000_000;
 /// How long attempts under way may take at a stop.
 pub const STOP_WITHIN: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// A spool and delivery from it (see the module).
 pub struct Rig {
     pub dir: Arc<tempfile::TempDir>,
     pub spool: Spool,
     pub forwarder: Option<Forwarder>,
     /// The metrics of delivery.
     pub meters: Meters,
-    /// The faults that last.
+    /// The present faults.
     pub faults: Faults,
     /// The wire form of each accepted event, by id.
     pub accepted: BTreeMap<String, Value>,
@@ -40,7 +40,8 @@ pub struct Rig {
 
 #[derive(serde::Deserialize)]
 struct Whole {
-    /// Of the upstreams that the test defines; 0: never.
+    /// Attempts after which an event is a dead letter, at upstreams that the test defines; 0:
+    /// never.
     #[serde(default)]
     attempts_max: u32,
     #[serde(default)]

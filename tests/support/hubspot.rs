@@ -21,19 +21,19 @@ pub const EVENTS_PATH: &str = "/events/v3/send/batch";
 pub const CONTACTS_PATH: &str = "/crm/v3/objects/contacts/batch/upsert";
 /// The portals that an upstream has a token for: `token-1` and so on.
 pub const PORTALS: [u64; 3] = [1, 2, 3];
-/// A portal that is known besides.
+/// One more portal that the server knows.
 pub const PORTAL_BESIDES: u64 = 9;
 
-/// See the module.
+/// A running server (see the module).
 pub struct Hubspot {
     pub backend: Backend,
     state: Arc<Mutex<State>>,
 }
 
-/// What the server does beside its duty.
+/// A fault of the server, beside its correct work.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// Nothing: it does its duty.
+    /// No fault: it works correctly.
     None,
     /// It refuses with this status and these headers, and takes nothing.
     Refuse(u16, Vec<(&'static str, String)>),
@@ -76,7 +76,7 @@ pub enum Repeat {
 pub const MATCHED: (&str, &str) = ("external_id", "legacy_id");
 /// The properties of each event's definition.
 const EVENT_PROPERTIES: [&str; 2] = ["revenue", "external_id"];
-/// Those that HubSpot gives each definition where `includeDefaultProperties` is true.
+/// The properties that HubSpot gives each definition if `includeDefaultProperties` is true.
 const DEFAULT_PROPERTIES: [&str; 2] = ["hs_user_agent", "hs_referrer"];
 
 type Script = Box<dyn FnMut(&Call) -> Fault + Send>;
@@ -84,7 +84,7 @@ type Script = Box<dyn FnMut(&Call) -> Fault + Send>;
 /// What the server knows.
 pub struct State {
     script: Script,
-    /// Which inputs are not wanted.
+    /// Which inputs the server refuses.
     pub is_bad_event: fn(&Value) -> bool,
     pub is_bad_contact: fn(&BTreeMap<String, String>) -> bool,
     pub refusal: Refusal,
@@ -99,12 +99,12 @@ pub struct State {
     pub wants_contacts: bool,
     /// Occurrences by their uuid, as they came first, with their portal.
     pub occurrences: BTreeMap<String, (u64, Value)>,
-    /// Occurrences whose uuid was known.
+    /// The number of occurrences whose uuid was known already.
     pub repeats: usize,
     pub contacts: BTreeMap<(u64, String), BTreeMap<String, String>>,
     /// Requests by portal: when, to which path, with how many inputs.
     pub calls: Vec<(u64, Instant, String, usize)>,
-    /// What was wrong with requests.
+    /// The mistakes of callers, a sentence each.
     pub wrong: Vec<String>,
 }
 
@@ -135,7 +135,7 @@ struct Contact {
 }
 
 impl Hubspot {
-    /// Starts one that does its duty.
+    /// Starts a server that works correctly.
     pub async fn start() -> Hubspot {
         let state = State {
             script: Box::new(|_| Fault::None),
@@ -161,14 +161,14 @@ impl Hubspot {
         Hubspot { backend, state }
     }
 
-    /// One that fails as this script says, before it does its duty.
+    /// Starts a server that first fails as this script says.
     pub async fn failing(script: impl FnMut(&Call) -> Fault + Send + 'static) -> Hubspot {
         let hubspot = Hubspot::start().await;
         hubspot.script(script);
         hubspot
     }
 
-    /// From now on this script is asked.
+    /// Replaces the script for all further requests.
     pub fn script(&self, script: impl FnMut(&Call) -> Fault + Send + 'static) {
         self.state().script = Box::new(script);
     }
@@ -189,8 +189,8 @@ impl Hubspot {
         self.state.lock().unwrap()
     }
 
-    /// Holds everything that came against the rules, and the occurrences against what was
-    /// accepted (in its wire form, by id) and has not become a dead letter. Gives the repeats.
+    /// Asserts that no request broke a rule, and that the occurrences are exactly the events that
+    /// were accepted (`accepted`: wire forms by id) and are no dead letters. Gives the repeats.
     pub fn check(&self, accepted: &BTreeMap<String, Value>, dead: &BTreeSet<String>) -> usize {
         let state = self.state();
         assert_eq!(state.wrong, Vec::<String>::new());
@@ -206,7 +206,7 @@ impl Hubspot {
     }
 }
 
-/// What an event must look like there.
+/// The occurrence that an event must become.
 fn expected(event: &Value, has_default_properties: bool) -> Value {
     let mut properties = json!({});
     if has_default_properties {
@@ -274,7 +274,7 @@ impl State {
         }
     }
 
-    /// Does its duty; an error is what no correct caller does.
+    /// Answers a request as HubSpot does; the error says what the caller did wrong.
     fn take(&mut self, portal: u64, request: &Request, body: Value) -> Result<Act, String> {
         if request.method != "POST" || request.header("content-type") != "application/json" {
             return Err(format!("{} {}", request.method, request.header("content-type")));

@@ -8,7 +8,7 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
 
-/// How long anything may take that is waited for.
+/// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A message as it lies in the topic.
@@ -86,7 +86,7 @@ fn read_while(consumer: &BaseConsumer, mut more: impl FnMut(&[Stored]) -> bool) 
     stored
 }
 
-/// The events among them.
+/// The events among these messages.
 pub fn events(stored: &[Stored]) -> Vec<Value> {
     stored.iter().map(|message| message.value.clone()).collect()
 }

@@ -15,10 +15,10 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// How long anything may take that is waited for.
+/// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Messages that are asked for at once when a stream is read.
+/// Messages that a reader of a stream asks for at once.
 const ASKED_AT_ONCE: usize = 64;
 
 /// A running server.
@@ -37,7 +37,7 @@ pub struct Stored {
 }
 
 impl Server {
-    /// Starts one with these lines in its configuration.
+    /// Starts a server with these lines in its configuration.
     pub fn start(lines: &str) -> Server {
         // The port is free when the kernel names it; if another process takes it before the
         // server does, the server ends, and another port is tried.
@@ -88,7 +88,7 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Its URL, with what stands before the `@`.
+    /// Its URL, with `login` before the address: empty, or credentials with their `@`.
     pub fn url(&self, login: &str) -> String {
         format!("nats://{login}{}", self.address)
     }
@@ -149,7 +149,7 @@ pub async fn read_stream(jetstream: &jetstream::Context, name: &str) -> Vec<Stor
     stored
 }
 
-/// The events among them.
+/// The events among these messages.
 pub fn events(stored: &[Stored]) -> Vec<Value> {
     stored.iter().map(|message| message.value.clone()).collect()
 }
@@ -165,7 +165,7 @@ fn spawn(dir: &Path) -> Child {
         .expect("nats-server is installed")
 }
 
-/// Distributions put it where ordinary users do not look.
+/// The path of the program: distributions put it in a folder that is not in the `PATH` of users.
 fn program() -> PathBuf {
     let at = Path::new("/usr/sbin/nats-server");
     if at.exists() { at.to_owned() } else { "nats-server".into() }

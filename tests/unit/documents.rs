@@ -1,4 +1,4 @@
-//! The documents, held to the code and to each other.
+//! Checks the documents against the code and against each other.
 
 use pixelgate::custom::FaultKind;
 use pixelgate::internals::event::{Ignored, Reason};
@@ -27,14 +27,14 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// Where the links of a text go, those in code aside.
+/// The targets of a text's links, except for links in code.
 fn links(text: &str) -> Vec<&str> {
     let prose = text.split("```").step_by(2);
     let links = prose.flat_map(|part| part.split("](").skip(1));
     links.filter_map(|rest| rest.split(')').next()).collect()
 }
 
-/// The anchors of a page's headings, as they are made on the web.
+/// The anchors of a page's headings, as GitHub makes them.
 fn anchors(text: &str) -> BTreeSet<String> {
     let prose: String = text.split("```").step_by(2).collect();
     let headings = prose.lines().filter_map(|line| line.strip_prefix('#'));

@@ -16,7 +16,7 @@ use pixelgate::internals::event::{
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// From so many cases on, every reason and cause must have come up.
+/// The number of cases from which on every reason and cause must have come up.
 const CASES_ENOUGH: u32 = 10_000;
 
 #[test]
@@ -144,7 +144,7 @@ fn query() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Pieces that each have some sense, put together.
+/// Queries made of pieces that each have some meaning.
 fn assembled() -> impl Strategy<Value = Vec<u8>> {
     let separator = select(&["&", "&", "&", "&", "&", "&", "&&", "&amp;", ";"][..]);
     let complete = prop_oneof![8 => Just("_a=62515&_n=x&"), 1 => Just("_a=1&"), 1 => Just("")];
@@ -268,7 +268,7 @@ fn spelled(text: &str, mut seed: u64, is_key: bool) -> Vec<u8> {
     spelled
 }
 
-/// What callers send, with a few things done to it.
+/// Queries as callers send them, changed at a few places.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     const REAL: [&str; 7] = [
         "&_a=62515&_n=000000001625&email=person@company.com&_m=20&favorite_color=orange&id=ext-77",
@@ -332,7 +332,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// About the limits on the whole.
+/// Queries at the limits on a whole query or event.
 fn long() -> impl Strategy<Value = Vec<u8>> {
     let unit = select(&["&a=1", "&", "&a=", "&_x=1", "&c=ж", "&a=1&b=2", "&_a=62515"][..]);
     let pieces = (unit, 95usize..103)

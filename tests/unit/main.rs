@@ -33,6 +33,6 @@ mod cases;
 #[path = "../support/counting.rs"]
 mod counting;
 
-// It counts for each thread by itself, so that tests beside one another do not count together.
+// It counts each thread by itself, so that tests on other threads do not change a count.
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting;

@@ -34,7 +34,7 @@ fn check(expected: Reading, paths: &[&str]) {
     }
 }
 
-/// What a lenient server may take for the event path.
+/// Paths that a lenient server may take for the event path.
 const SPELLINGS: [&str; 71] = [
     "/v1/event/",
     "/v1/event",
@@ -319,7 +319,7 @@ fn reading_a_path_of_usual_length_allocates_nothing() {
     }
 }
 
-/// What readings disagree about, and pieces of event paths.
+/// Pieces that readings disagree about, and pieces of event paths.
 const PARTS: [&str; 54] = [
     "/v1",
     "/event",
@@ -430,7 +430,7 @@ fn no_disguise_of_the_event_path_gets_past() {
     let strategy = (select(&EVENT_PATHS[..]), disguises);
     run(cases() / 2, strategy, |(event_path, disguises)| {
         let mut path = event_path.as_bytes().to_vec();
-        // Decoding happens thrice at most, so no byte may be encoded oftener.
+        // Readings decode a byte three times at most, so none may be encoded more often.
         let mut encoded = 0;
         for (place, disguise) in disguises {
             let place = place.index(path.len());

@@ -43,29 +43,29 @@ impl Clock for HandClock {
     }
 }
 
-/// An opened list in a file.
-struct Desk {
+/// A list in a file that a test changes, and the portals that opened it.
+struct Rig {
     dir: tempfile::TempDir,
     path: PathBuf,
     clock: Arc<HandClock>,
     portals: Portals,
 }
 
-impl Desk {
-    fn new(name: &str, list: &str) -> Desk {
-        Desk::with(name, list, Config::default())
+impl Rig {
+    fn new(name: &str, list: &str) -> Rig {
+        Rig::with(name, list, Config::default())
     }
 
-    fn with(name: &str, list: &str, config: Config) -> Desk {
+    fn with(name: &str, list: &str, config: Config) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         fs::write(&path, list).unwrap();
         let clock = Arc::new(HandClock::default());
         let portals = open(&path, config, &clock).unwrap();
-        Desk { dir, path, clock, portals }
+        Rig { dir, path, clock, portals }
     }
 
-    /// Looks as often as `watch` may within `refresh_seconds`.
+    /// Looks at the file as often as `watch` may look within `refresh_seconds`.
     async fn refresh(&self) -> Refreshed {
         for _ in 0..2 {
             match self.portals.refresh(RefreshMode::Routine).await {
@@ -100,7 +100,7 @@ fn open(path: &Path, config: Config, clock: &Arc<HandClock>) -> Result<Portals, 
     Portals::open(&config, Path::new("unused"), clock.clone())
 }
 
-/// What opening a list says, with the folder taken out.
+/// The error of opening a list, without the path of its folder.
 fn complaint(name: &str, list: impl AsRef<[u8]>) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
@@ -113,14 +113,14 @@ fn complaint(name: &str, list: impl AsRef<[u8]>) -> String {
 
 #[tokio::test]
 async fn the_three_formats_say_the_same() {
-    Desk::new("l.toml", "portals = [11, 22] # two\n[[portal]]\nid = 33\n").allows(&[11, 22, 33]);
-    Desk::new("l.json", r#"{"portals": [11, 22], "portal": [{"id": 33}]}"#).allows(&[11, 22, 33]);
-    Desk::new("l.txt", "# three\r\n11\n\n  22 # two\n33").allows(&[11, 22, 33]);
-    Desk::new("l.toml", "\u{feff}portals = [\n  11, # one\n  22,\n]\n").allows(&[11, 22]);
-    Desk::new("l.json", "\u{feff}{\"portals\": [11]}\n").allows(&[11]);
-    Desk::new("l.txt", "\u{feff}11\n").allows(&[11]);
-    Desk::new("l.toml", "[[portal]]\nid = 44").allows(&[44]);
-    Desk::new("l.toml", "portal = [{ id = 11 }]\nportals = [22]\n").allows(&[11, 22]);
+    Rig::new("l.toml", "portals = [11, 22] # two\n[[portal]]\nid = 33\n").allows(&[11, 22, 33]);
+    Rig::new("l.json", r#"{"portals": [11, 22], "portal": [{"id": 33}]}"#).allows(&[11, 22, 33]);
+    Rig::new("l.txt", "# three\r\n11\n\n  22 # two\n33").allows(&[11, 22, 33]);
+    Rig::new("l.toml", "\u{feff}portals = [\n  11, # one\n  22,\n]\n").allows(&[11, 22]);
+    Rig::new("l.json", "\u{feff}{\"portals\": [11]}\n").allows(&[11]);
+    Rig::new("l.txt", "\u{feff}11\n").allows(&[11]);
+    Rig::new("l.toml", "[[portal]]\nid = 44").allows(&[44]);
+    Rig::new("l.toml", "portal = [{ id = 11 }]\nportals = [22]\n").allows(&[11, 22]);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn a_list_of_none_must_say_so() {
 #[test]
 fn what_is_not_understood_is_named_with_its_place() {
     for (name, list, place, what) in [
-        // Ids.
+        // Ids that are none.
         ("l.toml", "portals = [11,\n  0]", "l.toml:2:3: ", "begins at 1"),
         ("l.json", "{\"portals\": [11,\n  0]}", "l.json:2:", "begins at 1"),
         ("l.txt", "11\n 0\n", "l.txt:2:2: ", "begins at 1"),
@@ -164,19 +164,19 @@ fn what_is_not_understood_is_named_with_its_place() {
         ("l.txt", "011", "l.txt:1:1: ", "leading zero"),
         ("l.toml", "portals = [11]\n[[portal]]\nid = 0\n", "l.toml:3:6: ", "begins at 1"),
         ("l.toml", "portals = [11]\n[[portal]]\nid = \"22\"\n", "l.toml:3:6: ", "a portal id"),
-        // Twice.
+        // An id that stands twice.
         ("l.toml", "portals = [11,\n 22,\n 11]", "l.toml:3:2: ", "portal 11: this portal id is"),
         ("l.json", "{\"portals\": [11,\n22,\n11]}", "l.json:3:", "portal 11: this portal id is"),
         ("l.txt", "11\n22\n11\n", "l.txt:3:1: ", "portal 11: this portal id is"),
         ("l.toml", "portals = [11]\n\n[[portal]]\nid = 11", "l.toml:3:1: ", "portal 11: "),
         ("l.json", "{\"portal\": [{\"id\": 1},\n{\"id\": 1}]}", "l.json:2:", "portal 1: "),
-        // Cut off.
+        // Lists that are cut off.
         ("l.toml", "portals = [11,\n 22", "l.toml:2:4: ", "not closed"),
         ("l.toml", "portals = [11,\n 22,\n", "l.toml:3:1: ", "not closed"),
         ("l.toml", "portals = [11]\n[[portal", "l.toml:2:", "unclosed"),
         ("l.json", "{\"portals\": [11,\n 22", "l.json:2:3: ", "EOF"),
         ("l.json", "{\"portals\": [11, 22]", "l.json:1:", "EOF"),
-        // Syntax.
+        // Mistakes of syntax.
         ("l.toml", "portals = [11 22]", "l.toml:1:15: ", "expected `,` or `]`"),
         ("l.toml", "portals = [11,, 22]", "l.toml:1:15: ", "expected a portal id"),
         ("l.toml", "portals = [11,\n 22] x\n", "l.toml:2: ", "expected"),
@@ -246,32 +246,32 @@ fn rules_that_cannot_be_meant_are_named_with_their_place() {
 
 #[tokio::test]
 async fn a_rewrite_in_place_is_picked_up() {
-    let desk = Desk::new("l.toml", "portals = [11]");
-    fs::write(&desk.path, "portals = [22]").unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    desk.allows(&[22]);
-    assert_eq!(desk.refresh().await, Refreshed::Same);
+    let rig = Rig::new("l.toml", "portals = [11]");
+    fs::write(&rig.path, "portals = [22]").unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    rig.allows(&[22]);
+    assert_eq!(rig.refresh().await, Refreshed::Same);
 }
 
 #[tokio::test]
 async fn a_rename_over_the_file_is_picked_up() {
-    let desk = Desk::new("l.json", r#"{"portals":[11]}"#);
-    let other = desk.dir.path().join("l.json.tmp");
+    let rig = Rig::new("l.json", r#"{"portals":[11]}"#);
+    let other = rig.dir.path().join("l.json.tmp");
     fs::write(&other, r#"{"portals":[22]}"#).unwrap();
-    fs::rename(&other, &desk.path).unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    desk.allows(&[22]);
+    fs::rename(&other, &rig.path).unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    rig.allows(&[22]);
 }
 
 #[tokio::test]
 async fn an_editor_that_moves_the_old_file_away_first_is_no_failure() {
-    let desk = Desk::new("l.txt", "11\n");
-    fs::rename(&desk.path, desk.dir.path().join("l.txt~")).unwrap();
-    assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Unsettled);
-    fs::write(&desk.path, "22\n").unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    desk.allows(&[22]);
-    assert_eq!(desk.portals.status().failures, 0);
+    let rig = Rig::new("l.txt", "11\n");
+    fs::rename(&rig.path, rig.dir.path().join("l.txt~")).unwrap();
+    assert_eq!(rig.portals.refresh(RefreshMode::Routine).await, Refreshed::Unsettled);
+    fs::write(&rig.path, "22\n").unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    rig.allows(&[22]);
+    assert_eq!(rig.portals.status().failures, 0);
 }
 
 #[tokio::test]
@@ -287,61 +287,61 @@ async fn a_swapped_symlink_is_picked_up() {
     symlink("..data/l.toml", at("l.toml")).unwrap();
     let clock = Arc::new(HandClock::default());
     let portals = open(&at("l.toml"), Config::default(), &clock).unwrap();
-    let desk = Desk { path: at("l.toml"), dir, clock, portals };
-    desk.allows(&[11]);
+    let rig = Rig { path: at("l.toml"), dir, clock, portals };
+    rig.allows(&[11]);
 
-    symlink("2026_2", desk.dir.path().join("..data_tmp")).unwrap();
-    fs::rename(desk.dir.path().join("..data_tmp"), desk.dir.path().join("..data")).unwrap();
-    fs::remove_dir_all(desk.dir.path().join("2026_1")).unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    desk.allows(&[22]);
+    symlink("2026_2", rig.dir.path().join("..data_tmp")).unwrap();
+    fs::rename(rig.dir.path().join("..data_tmp"), rig.dir.path().join("..data")).unwrap();
+    fs::remove_dir_all(rig.dir.path().join("2026_1")).unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    rig.allows(&[22]);
 }
 
 #[tokio::test]
 async fn a_change_that_keeps_size_and_time_is_picked_up() {
-    let desk = Desk::new("l.txt", "11\n");
-    let stamp = fs::metadata(&desk.path).unwrap().modified().unwrap();
-    fs::write(&desk.path, "22\n").unwrap();
-    fs::File::options().write(true).open(&desk.path).unwrap().set_modified(stamp).unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    desk.allows(&[22]);
+    let rig = Rig::new("l.txt", "11\n");
+    let stamp = fs::metadata(&rig.path).unwrap().modified().unwrap();
+    fs::write(&rig.path, "22\n").unwrap();
+    fs::File::options().write(true).open(&rig.path).unwrap().set_modified(stamp).unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    rig.allows(&[22]);
 }
 
 #[tokio::test]
 async fn a_touched_file_is_the_same_list() {
-    let desk = Desk::new("l.txt", "11\n");
-    fs::write(&desk.path, "11\n").unwrap();
-    let loaded_at = desk.portals.status().loaded_at_ms;
-    desk.clock.forward(10);
-    assert_eq!(desk.refresh().await, Refreshed::Same);
-    assert_eq!(desk.portals.status().loaded_at_ms, loaded_at);
+    let rig = Rig::new("l.txt", "11\n");
+    fs::write(&rig.path, "11\n").unwrap();
+    let loaded_at = rig.portals.status().loaded_at_ms;
+    rig.clock.forward(10);
+    assert_eq!(rig.refresh().await, Refreshed::Same);
+    assert_eq!(rig.portals.status().loaded_at_ms, loaded_at);
 }
 
 #[tokio::test]
 async fn a_file_that_is_being_written_is_not_read() {
-    let desk = Desk::new("l.txt", "11\n22\n33\n");
-    // Every one of these is a list by itself.
+    let rig = Rig::new("l.txt", "11\n22\n33\n");
+    // Each of these texts is a list by itself.
     for written in ["", "1", "11", "11\n22\n", "11\n22\n44\n"] {
-        fs::write(&desk.path, written).unwrap();
-        assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Unsettled);
-        desk.allows(&[11, 22, 33]);
+        fs::write(&rig.path, written).unwrap();
+        assert_eq!(rig.portals.refresh(RefreshMode::Routine).await, Refreshed::Unsettled);
+        rig.allows(&[11, 22, 33]);
     }
-    assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Swapped);
-    desk.allows(&[11, 22, 44]);
+    assert_eq!(rig.portals.refresh(RefreshMode::Routine).await, Refreshed::Swapped);
+    rig.allows(&[11, 22, 44]);
 }
 
 #[tokio::test]
 async fn a_reload_reads_at_once() {
-    let desk = Desk::new("l.txt", "11\n");
-    fs::write(&desk.path, "22\n").unwrap();
-    assert_eq!(desk.portals.refresh(RefreshMode::AtOnce).await, Refreshed::Swapped);
-    desk.allows(&[22]);
-    assert_eq!(desk.portals.refresh(RefreshMode::AtOnce).await, Refreshed::Same);
+    let rig = Rig::new("l.txt", "11\n");
+    fs::write(&rig.path, "22\n").unwrap();
+    assert_eq!(rig.portals.refresh(RefreshMode::AtOnce).await, Refreshed::Swapped);
+    rig.allows(&[22]);
+    assert_eq!(rig.portals.refresh(RefreshMode::AtOnce).await, Refreshed::Same);
 }
 
 #[tokio::test]
 async fn a_bad_edit_changes_nothing_and_is_told_once() {
-    let desk = Desk::new("l.toml", "portals = [11]");
+    let rig = Rig::new("l.toml", "portals = [11]");
     for (edit, place) in [
         ("portals = [11, 11]", "l.toml:1:16: "),
         ("portals = [0]", "l.toml:1:12: "),
@@ -350,80 +350,80 @@ async fn a_bad_edit_changes_nothing_and_is_told_once() {
         ("portal = [11]", "l.toml:1:11: "),
         ("", "l.toml: there is no portal in it"),
     ] {
-        fs::write(&desk.path, edit).unwrap();
-        assert_eq!(desk.refresh().await, Refreshed::Failed, "{edit}");
-        assert!(desk.failure().contains(place), "{edit}: {}", desk.failure());
-        assert!(!desk.portals.status().fresh);
-        desk.allows(&[11]);
-        let failures = desk.portals.status().failures;
-        assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Failed);
-        assert_eq!(desk.portals.status().failures, failures + 1);
+        fs::write(&rig.path, edit).unwrap();
+        assert_eq!(rig.refresh().await, Refreshed::Failed, "{edit}");
+        assert!(rig.failure().contains(place), "{edit}: {}", rig.failure());
+        assert!(!rig.portals.status().fresh);
+        rig.allows(&[11]);
+        let failures = rig.portals.status().failures;
+        assert_eq!(rig.portals.refresh(RefreshMode::Routine).await, Refreshed::Failed);
+        assert_eq!(rig.portals.status().failures, failures + 1);
     }
-    fs::write(&desk.path, "portals = [22]").unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    assert!(desk.portals.status().fresh);
-    assert!(desk.portals.status().last_failure.is_some());
-    desk.allows(&[22]);
+    fs::write(&rig.path, "portals = [22]").unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    assert!(rig.portals.status().fresh);
+    assert!(rig.portals.status().last_failure.is_some());
+    rig.allows(&[22]);
 }
 
 #[tokio::test]
 async fn taking_a_bad_edit_back_is_well_again() {
-    let desk = Desk::new("l.txt", "11\n");
-    fs::write(&desk.path, "11\noops\n").unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Failed);
-    fs::write(&desk.path, "11\n").unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Same);
-    assert!(desk.portals.status().fresh);
+    let rig = Rig::new("l.txt", "11\n");
+    fs::write(&rig.path, "11\noops\n").unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Failed);
+    fs::write(&rig.path, "11\n").unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Same);
+    assert!(rig.portals.status().fresh);
 }
 
 #[tokio::test]
 async fn a_file_that_is_gone_or_not_a_file_changes_nothing() {
-    let desk = Desk::new("l.txt", "11\n");
-    fs::remove_file(&desk.path).unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Failed);
-    assert!(desk.failure().contains("l.txt: No such file"), "{}", desk.failure());
-    desk.allows(&[11]);
-    fs::create_dir(&desk.path).unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Failed);
-    desk.allows(&[11]);
-    fs::remove_dir(&desk.path).unwrap();
-    fs::write(&desk.path, "22\n").unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    desk.allows(&[22]);
+    let rig = Rig::new("l.txt", "11\n");
+    fs::remove_file(&rig.path).unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Failed);
+    assert!(rig.failure().contains("l.txt: No such file"), "{}", rig.failure());
+    rig.allows(&[11]);
+    fs::create_dir(&rig.path).unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Failed);
+    rig.allows(&[11]);
+    fs::remove_dir(&rig.path).unwrap();
+    fs::write(&rig.path, "22\n").unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    rig.allows(&[22]);
 }
 
 #[tokio::test]
 async fn a_file_that_may_not_be_read_changes_nothing_until_it_may() {
-    let desk = Desk::new("l.txt", "11\n");
-    fs::write(&desk.path, "22\n").unwrap();
-    fs::set_permissions(&desk.path, fs::Permissions::from_mode(0o000)).unwrap();
-    if fs::File::open(&desk.path).is_ok() {
+    let rig = Rig::new("l.txt", "11\n");
+    fs::write(&rig.path, "22\n").unwrap();
+    fs::set_permissions(&rig.path, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::File::open(&rig.path).is_ok() {
         return; // Root may read everything, so there is nothing to see.
     }
-    assert_eq!(desk.refresh().await, Refreshed::Failed);
-    desk.allows(&[11]);
-    fs::set_permissions(&desk.path, fs::Permissions::from_mode(0o600)).unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Swapped);
-    desk.allows(&[22]);
+    assert_eq!(rig.refresh().await, Refreshed::Failed);
+    rig.allows(&[11]);
+    fs::set_permissions(&rig.path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Swapped);
+    rig.allows(&[22]);
 }
 
 #[tokio::test]
 async fn a_list_too_old_is_overloaded_and_recovers() {
     let config = Config { stale_seconds_max: 60, ..Config::default() };
-    let desk = Desk::with("l.txt", "11\n", config);
-    desk.clock.forward(60);
-    desk.allows(&[11]);
-    assert_eq!(desk.refresh().await, Refreshed::Same);
-    fs::write(&desk.path, "oops\n").unwrap();
-    desk.clock.forward(60);
-    assert_eq!(desk.refresh().await, Refreshed::Failed);
-    desk.allows(&[11]);
-    desk.clock.forward(1);
-    assert_eq!(desk.portals.judge(11, "e").verdict, PortalVerdict::Rejected(Reason::Overloaded));
-    assert!(desk.portals.status().stale);
-    fs::write(&desk.path, "11\n").unwrap();
-    assert_eq!(desk.refresh().await, Refreshed::Same);
-    desk.allows(&[11]);
+    let rig = Rig::with("l.txt", "11\n", config);
+    rig.clock.forward(60);
+    rig.allows(&[11]);
+    assert_eq!(rig.refresh().await, Refreshed::Same);
+    fs::write(&rig.path, "oops\n").unwrap();
+    rig.clock.forward(60);
+    assert_eq!(rig.refresh().await, Refreshed::Failed);
+    rig.allows(&[11]);
+    rig.clock.forward(1);
+    assert_eq!(rig.portals.judge(11, "e").verdict, PortalVerdict::Rejected(Reason::Overloaded));
+    assert!(rig.portals.status().stale);
+    fs::write(&rig.path, "11\n").unwrap();
+    assert_eq!(rig.refresh().await, Refreshed::Same);
+    rig.allows(&[11]);
 }
 
 #[test]
@@ -437,19 +437,19 @@ fn a_file_that_cannot_be_read_is_an_error_at_start() {
 
 #[tokio::test]
 async fn only_a_regular_file_is_a_list() {
-    let mut desk = Desk::new("l.txt", "11\n");
-    fs::remove_file(&desk.path).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(&desk.path).status().unwrap();
+    let mut rig = Rig::new("l.txt", "11\n");
+    fs::remove_file(&rig.path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&rig.path).status().unwrap();
     assert!(made.success());
-    assert_eq!(desk.refresh().await, Refreshed::Failed);
-    assert!(desk.failure().ends_with("l.txt: is not a regular file"), "{}", desk.failure());
-    desk.allows(&[11]);
-    let error = open(&desk.path, Config::default(), &desk.clock).unwrap_err();
+    assert_eq!(rig.refresh().await, Refreshed::Failed);
+    assert!(rig.failure().ends_with("l.txt: is not a regular file"), "{}", rig.failure());
+    rig.allows(&[11]);
+    let error = open(&rig.path, Config::default(), &rig.clock).unwrap_err();
     assert!(error.to_string().ends_with("is not a regular file"), "{error}");
-    fs::remove_file(&desk.path).unwrap();
-    fs::write(&desk.path, "22\n").unwrap();
-    desk.portals = open(&desk.path, Config::default(), &desk.clock).unwrap();
-    desk.allows(&[22]);
+    fs::remove_file(&rig.path).unwrap();
+    fs::write(&rig.path, "22\n").unwrap();
+    rig.portals = open(&rig.path, Config::default(), &rig.clock).unwrap();
+    rig.allows(&[22]);
 }
 
 #[test]

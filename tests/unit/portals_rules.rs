@@ -111,7 +111,7 @@ fn from_its_day_on_a_portal_has_expired() {
     check(&portals, 2, "signup", PortalVerdict::Allowed, Cause::Listed);
     clock.forward(1);
     check(&portals, 2, "signup", NOT_LISTED, Cause::Expired);
-    // Before the event's name is looked at.
+    // The portal is refused before the event's name is looked at.
     check(&portals, 2, "no such", NOT_LISTED, Cause::Expired);
     check(&portals, 3, "x", PortalVerdict::Allowed, Cause::Listed);
 }
@@ -168,13 +168,13 @@ fn a_rate_allows_its_burst_and_then_its_pace() {
     clock.forward(60_000);
     assert_eq!([take(2), take(2), take(2)], [Ok(()), Ok(()), limited(1)]);
 
-    // The default: ten a second, and as many at once.
+    // The default rate: ten events a second, and as many at once.
     let take = |portal| portals.judge(portal, "common").policy.take_rate();
     for _ in 0..10 {
         assert_eq!(take(1), Ok(()));
     }
     assert_eq!(take(1), limited(1));
-    // Each portal for itself.
+    // Each portal has a rate of its own.
     let policy = portals.judge(3, "x").policy;
     assert_eq!(policy.take_rate(), Ok(()));
 }
@@ -184,7 +184,7 @@ fn only_taking_the_rate_uses_it_up() {
     let (portals, _) = portals(LIST, Mode::Enforce);
     for _ in 0..10 {
         check(&portals, 2, "signup", PortalVerdict::Allowed, Cause::Listed);
-        // Refused before the rate is looked at.
+        // An event that is refused for its name uses none of the rate.
         assert_eq!(portals.judge(2, "no such").policy.take_rate(), Ok(()));
     }
     assert_eq!(portals.judge(2, "signup").policy.take_rate(), Ok(()));
@@ -249,7 +249,7 @@ fn off_needs_no_list() {
     assert_eq!(portals.summary().to_string(), "portals: no list (mode off)");
 }
 
-/// Writes a list into a file that is opened, and says what a refresh to another comes to.
+/// Opens a list in a file, and gives the result of a refresh to another list.
 struct Reload {
     path: std::path::PathBuf,
     clock: Arc<HandClock>,
@@ -289,7 +289,7 @@ async fn a_reload_keeps_what_a_rate_has_used_unless_the_rate_is_another() {
     reload.clock.forward(5_000);
     assert_eq!(reload.takes(1), 9);
 
-    // The same rate: nothing left but what time brings.
+    // The rate has not changed: only the events that time has added are left.
     reload.clock.forward(2_000);
     reload.to(&format!("portals = [5, 6, 7]\n{}", ruled(9))).await;
     assert_eq!(reload.takes(1), 2);
@@ -297,7 +297,7 @@ async fn a_reload_keeps_what_a_rate_has_used_unless_the_rate_is_another() {
     reload.to(&format!("portals = [6]\n{}", ruled(9))).await;
     assert_eq!(reload.takes(1), 1);
 
-    // The same rate, by default now.
+    // The same rate, now from the defaults.
     reload.to(&format!("portals = [1, 2]\n[defaults]\n{}", rate(9))).await;
     assert_eq!((reload.takes(1), reload.takes(2)), (0, 9));
     reload.to(&format!("portals = [1, 2, 3]\n[defaults]\n{}", rate(9))).await;

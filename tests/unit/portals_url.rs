@@ -63,7 +63,7 @@ impl Server {
                 let head = read_head(&mut stream).await;
                 heads.lock().unwrap().push(head);
                 let answer = answers.lock().unwrap().pop_front().unwrap_or_default();
-                // A client that has read enough hangs up, which is its right.
+                // A client may close the connection when it has read enough.
                 let _ = stream.write_all(&answer).await;
                 let _ = stream.shutdown().await;
             }
@@ -106,7 +106,7 @@ async fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap().to_ascii_lowercase()
 }
 
-struct Desk {
+struct Rig {
     dir: tempfile::TempDir,
     server: Server,
     clock: Arc<HandClock>,
@@ -114,12 +114,12 @@ struct Desk {
     portals: Portals,
 }
 
-impl Desk {
-    async fn new(path: &str) -> Desk {
-        Desk::with(path, Config::default()).await
+impl Rig {
+    async fn new(path: &str) -> Rig {
+        Rig::with(path, Config::default()).await
     }
 
-    async fn with(path: &str, config: Config) -> Desk {
+    async fn with(path: &str, config: Config) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start().await;
         let source = format!("http://{}{path}", server.address);
@@ -127,7 +127,7 @@ impl Desk {
         let clock = Arc::new(HandClock::default());
         let portals =
             Portals::open(&config.validate().unwrap(), dir.path(), clock.clone()).unwrap();
-        Desk { dir, server, clock, config, portals }
+        Rig { dir, server, clock, config, portals }
     }
 
     fn open_again(&self) -> Portals {
@@ -160,101 +160,100 @@ const NOT_LISTED: PortalVerdict = PortalVerdict::Rejected(Reason::PortalNotAllow
 
 #[tokio::test]
 async fn it_is_overloaded_until_the_first_list() {
-    let desk = Desk::new("/l.toml").await;
-    assert_eq!(verdict(&desk.portals, 11), OVERLOADED);
-    assert!(!desk.portals.status().fresh);
-    desk.server.answers("500 Oh", "");
-    desk.fails("answered 500").await;
-    assert_eq!(verdict(&desk.portals, 11), OVERLOADED);
-    desk.server.answers("200 OK", "portals = [11]");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
+    let rig = Rig::new("/l.toml").await;
+    assert_eq!(verdict(&rig.portals, 11), OVERLOADED);
+    assert!(!rig.portals.status().fresh);
+    rig.server.answers("500 Oh", "");
+    rig.fails("answered 500").await;
+    assert_eq!(verdict(&rig.portals, 11), OVERLOADED);
+    rig.server.answers("200 OK", "portals = [11]");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
     assert_eq!(
-        (verdict(&desk.portals, 11), verdict(&desk.portals, 22)),
+        (verdict(&rig.portals, 11), verdict(&rig.portals, 22)),
         (PortalVerdict::Allowed, NOT_LISTED)
     );
-    assert!(desk.portals.status().fresh);
+    assert!(rig.portals.status().fresh);
 }
 
 #[tokio::test]
 async fn the_server_is_asked_with_what_it_said_last() {
-    let desk = Desk::new("/l.toml?key=1").await;
+    let rig = Rig::new("/l.toml?key=1").await;
     let date = "Mon, 23 Nov 2026 03:00:00 GMT";
-    desk.server
-        .answers(&format!("200 OK\nETag: W/\"v1\"\nLast-Modified: {date}"), "portals = [11]");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    let request = desk.server.last_request();
+    rig.server.answers(&format!("200 OK\nETag: W/\"v1\"\nLast-Modified: {date}"), "portals = [11]");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    let request = rig.server.last_request();
     assert!(request.starts_with("get /l.toml?key=1 http/1.1\r\n"), "{request}");
     assert!(!request.contains("if-none-match") && !request.contains("if-modified-since"));
 
-    desk.server.answers_raw("HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n");
-    assert_eq!(desk.look().await, Refreshed::Same);
-    let request = desk.server.last_request();
+    rig.server.answers_raw("HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n");
+    assert_eq!(rig.look().await, Refreshed::Same);
+    let request = rig.server.last_request();
     assert!(request.contains("if-none-match: w/\"v1\"\r\n"), "{request}");
     let since = format!("if-modified-since: {}\r\n", date.to_ascii_lowercase());
     assert!(request.contains(&since), "{request}");
-    assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&rig.portals, 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
 async fn a_304_to_an_unconditional_request_is_a_failure() {
-    let desk = Desk::new("/l.toml").await;
-    desk.server.answers("304 Not Modified", "");
-    desk.fails("answered 304").await;
+    let rig = Rig::new("/l.toml").await;
+    rig.server.answers("304 Not Modified", "");
+    rig.fails("answered 304").await;
 }
 
 #[tokio::test]
 async fn a_server_that_fails_changes_nothing_and_may_come_back() {
-    let mut desk = Desk::new("/l.txt?key=secret").await;
-    let garbage = |desk: &Desk, body: &[u8]| desk.server.answers("200 OK\nETag: \"bad\"", body);
-    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
+    let mut rig = Rig::new("/l.txt?key=secret").await;
+    let garbage = |rig: &Rig, body: &[u8]| rig.server.answers("200 OK\nETag: \"bad\"", body);
+    rig.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
 
-    desk.server.answers("500 Oh", "secret");
-    desk.fails("/l.txt: answered 500 Internal Server Error").await;
-    desk.server.answers("404 Oh", "22\n");
-    desk.fails("answered 404").await;
-    desk.server.answers("204 No", "");
-    desk.fails("answered 204").await;
-    garbage(&desk, b"11\n22\n<secret>\n");
-    desk.fails("/l.txt:3:1: not a portal id").await;
-    garbage(&desk, b"11\n22\n11\n");
-    desk.fails("/l.txt:3:1: portal 11: this portal id is already in the list").await;
-    garbage(&desk, b"");
-    desk.fails("/l.txt: there is no portal in it").await;
-    desk.server.answers("200 OK\nContent-Type: text/html; charset=utf-8", "22\n");
-    desk.fails("neither Content-Type nor name").await;
-    desk.server.answers("200 OK\nContent-Encoding: br", "22\n");
-    desk.fails("Content-Encoding is not gzip").await;
-    desk.server.answers("200 OK\nContent-Encoding: gzip", "22\n");
-    desk.fails("/l.txt: ").await;
-    desk.server.answers_raw("22\n");
-    desk.fails("/l.txt: ").await;
-    desk.server.answers_raw("");
-    desk.fails("/l.txt: ").await;
-    // Cut off before the announced length, within a chunk, and without any length.
-    desk.server.answers_raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n22\n");
-    desk.fails("/l.txt: ").await;
-    desk.server.answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n22\n\r\n");
-    desk.fails("/l.txt: ").await;
-    desk.server.answers_raw("HTTP/1.1 200 OK\r\n\r\n22\n");
-    desk.fails("no length").await;
+    rig.server.answers("500 Oh", "secret");
+    rig.fails("/l.txt: answered 500 Internal Server Error").await;
+    rig.server.answers("404 Oh", "22\n");
+    rig.fails("answered 404").await;
+    rig.server.answers("204 No", "");
+    rig.fails("answered 204").await;
+    garbage(&rig, b"11\n22\n<secret>\n");
+    rig.fails("/l.txt:3:1: not a portal id").await;
+    garbage(&rig, b"11\n22\n11\n");
+    rig.fails("/l.txt:3:1: portal 11: this portal id is already in the list").await;
+    garbage(&rig, b"");
+    rig.fails("/l.txt: there is no portal in it").await;
+    rig.server.answers("200 OK\nContent-Type: text/html; charset=utf-8", "22\n");
+    rig.fails("neither Content-Type nor name").await;
+    rig.server.answers("200 OK\nContent-Encoding: br", "22\n");
+    rig.fails("Content-Encoding is not gzip").await;
+    rig.server.answers("200 OK\nContent-Encoding: gzip", "22\n");
+    rig.fails("/l.txt: ").await;
+    rig.server.answers_raw("22\n");
+    rig.fails("/l.txt: ").await;
+    rig.server.answers_raw("");
+    rig.fails("/l.txt: ").await;
+    // Answers that are cut off before the announced length, within a chunk, and without any length.
+    rig.server.answers_raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n22\n");
+    rig.fails("/l.txt: ").await;
+    rig.server.answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n22\n\r\n");
+    rig.fails("/l.txt: ").await;
+    rig.server.answers_raw("HTTP/1.1 200 OK\r\n\r\n22\n");
+    rig.fails("no length").await;
 
-    let Desk { server, .. } = desk;
+    let Rig { server, .. } = rig;
     let address = server.go().await;
-    desk.server = Server::start().await;
-    desk.fails("/l.txt: ").await;
-    assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
+    rig.server = Server::start().await;
+    rig.fails("/l.txt: ").await;
+    assert_eq!(verdict(&rig.portals, 11), PortalVerdict::Allowed);
 
-    desk.server = Server::listen(address).await;
-    desk.server.answers("200 OK\nETag: \"v2\"", "22\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    // What was not taken was not remembered either.
-    assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
+    rig.server = Server::listen(address).await;
+    rig.server.answers("200 OK\nETag: \"v2\"", "22\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    // A list that was not taken has left no `ETag` and no copy either.
+    assert!(rig.server.last_request().contains("if-none-match: \"v1\"\r\n"));
     assert_eq!(
-        (verdict(&desk.portals, 11), verdict(&desk.portals, 22)),
+        (verdict(&rig.portals, 11), verdict(&rig.portals, 22)),
         (NOT_LISTED, PortalVerdict::Allowed)
     );
-    assert!(desk.portals.status().fresh);
+    assert!(rig.portals.status().fresh);
 }
 
 #[tokio::test]
@@ -268,14 +267,14 @@ async fn the_type_decides_the_format_where_it_says_one() {
         ("/l.json?a=b.txt", "application/octet-stream", r#"{"portals": [11]}"#),
         ("/l.TXT", "", "11\n"),
     ] {
-        let desk = Desk::new(path).await;
-        desk.server.answers(&format!("200 OK\nContent-Type: {content_type}"), body);
-        assert_eq!(desk.look().await, Refreshed::Swapped, "{path} {content_type}");
-        assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
+        let rig = Rig::new(path).await;
+        rig.server.answers(&format!("200 OK\nContent-Type: {content_type}"), body);
+        assert_eq!(rig.look().await, Refreshed::Swapped, "{path} {content_type}");
+        assert_eq!(verdict(&rig.portals, 11), PortalVerdict::Allowed);
     }
-    let desk = Desk::new("/list").await;
-    desk.server.answers("200 OK\nContent-Type: application/octet-stream", "11\n");
-    desk.fails("neither Content-Type nor name").await;
+    let rig = Rig::new("/list").await;
+    rig.server.answers("200 OK\nContent-Type: application/octet-stream", "11\n");
+    rig.fails("neither Content-Type nor name").await;
 }
 
 fn gzip(body: &[u8]) -> Vec<u8> {
@@ -286,157 +285,155 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn gzip_is_read() {
-    let desk = Desk::new("/l.txt").await;
+    let rig = Rig::new("/l.txt").await;
     let body = gzip(b"11\n22\n");
-    desk.server.answers("200 OK\nContent-Encoding: GZIP", &body);
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    assert!(desk.server.last_request().contains("accept-encoding: gzip\r\n"));
-    assert_eq!(desk.portals.status().count, 2);
+    rig.server.answers("200 OK\nContent-Encoding: GZIP", &body);
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    assert!(rig.server.last_request().contains("accept-encoding: gzip\r\n"));
+    assert_eq!(rig.portals.status().count, 2);
     let members = [gzip(b"11\n22\n"), gzip(b"33\n")].concat();
-    desk.server.answers("200 OK\nContent-Encoding: X-Gzip", &members);
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    assert_eq!(desk.portals.status().count, 3, "all members are read");
-    // Without its checksum, it may be cut off.
-    desk.server.answers("200 OK\nContent-Encoding: gzip", &body[..body.len() - 8]);
-    desk.fails("/l.txt: ").await;
+    rig.server.answers("200 OK\nContent-Encoding: X-Gzip", &members);
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    assert_eq!(rig.portals.status().count, 3, "all members are read");
+    // A copy without its checksum may be cut off.
+    rig.server.answers("200 OK\nContent-Encoding: gzip", &body[..body.len() - 8]);
+    rig.fails("/l.txt: ").await;
 }
 
 #[tokio::test]
 async fn a_list_larger_than_the_limit_is_not_taken() {
     let limit = usize::try_from(LIST_BYTES_MAX).unwrap();
-    let desk = Desk::new("/l.txt").await;
+    let rig = Rig::new("/l.txt").await;
     let mut body = b"11\n".to_vec();
     body.resize(limit, b'#');
-    desk.server.answers("200 OK\nContent-Encoding: gzip", gzip(&body));
-    assert_eq!(desk.look().await, Refreshed::Swapped);
+    rig.server.answers("200 OK\nContent-Encoding: gzip", gzip(&body));
+    assert_eq!(rig.look().await, Refreshed::Swapped);
     body[1] = b'2';
     body.push(b'#');
-    desk.server.answers("200 OK\nContent-Encoding: gzip", gzip(&body));
-    desk.fails("larger than 64 MiB").await;
-    desk.server.answers("200 OK", &body);
-    desk.fails("larger than 64 MiB").await;
-    assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
+    rig.server.answers("200 OK\nContent-Encoding: gzip", gzip(&body));
+    rig.fails("larger than 64 MiB").await;
+    rig.server.answers("200 OK", &body);
+    rig.fails("larger than 64 MiB").await;
+    assert_eq!(verdict(&rig.portals, 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
 async fn the_last_good_list_is_used_at_the_next_start() {
-    let desk = Desk::new("/l.toml").await;
-    desk.server.answers("200 OK\nETag: \"v1\"", "portals = [11]");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    desk.server.answers("200 OK\nETag: \"v2\"", "portals = [nonsense]");
-    assert_eq!(desk.look().await, Refreshed::Failed);
+    let rig = Rig::new("/l.toml").await;
+    rig.server.answers("200 OK\nETag: \"v1\"", "portals = [11]");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    rig.server.answers("200 OK\nETag: \"v2\"", "portals = [nonsense]");
+    assert_eq!(rig.look().await, Refreshed::Failed);
 
-    let portals = desk.open_again();
+    let portals = rig.open_again();
     assert_eq!(verdict(&portals, 11), PortalVerdict::Allowed);
-    desk.server.answers("304 Not Modified", "");
+    rig.server.answers("304 Not Modified", "");
     assert_eq!(portals.refresh(RefreshMode::Routine).await, Refreshed::Same);
-    assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
+    assert!(rig.server.last_request().contains("if-none-match: \"v1\"\r\n"));
 
-    // Of another URL it is not the list.
-    let source = format!("{}?other", desk.config.source);
-    let other = Config { source, ..desk.config.clone() };
+    // The copy of another URL's list is not used.
+    let source = format!("{}?other", rig.config.source);
+    let other = Config { source, ..rig.config.clone() };
     let portals =
-        Portals::open(&other.validate().unwrap(), desk.dir.path(), desk.clock.clone()).unwrap();
+        Portals::open(&other.validate().unwrap(), rig.dir.path(), rig.clock.clone()).unwrap();
     assert_eq!(verdict(&portals, 11), OVERLOADED);
 
-    // Damaged, it is none, and no reason not to start.
-    let copy = desk.dir.path().join("portals.copy");
+    // A damaged copy is not used, and does not prevent a start.
+    let copy = rig.dir.path().join("portals.copy");
     let mut bytes = fs::read(&copy).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&copy, bytes).unwrap();
-    assert_eq!(verdict(&desk.open_again(), 11), OVERLOADED);
+    assert_eq!(verdict(&rig.open_again(), 11), OVERLOADED);
 }
 
 #[tokio::test]
 async fn a_copy_too_old_is_overloaded_until_it_is_confirmed() {
     let config = Config { stale_seconds_max: 60, ..Config::default() };
-    let desk = Desk::with("/l.txt", config).await;
-    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    assert_eq!(verdict(&desk.open_again(), 11), PortalVerdict::Allowed);
+    let rig = Rig::with("/l.txt", config).await;
+    rig.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    assert_eq!(verdict(&rig.open_again(), 11), PortalVerdict::Allowed);
 
-    let copy = fs::File::options().write(true).open(desk.dir.path().join("portals.copy")).unwrap();
+    let copy = fs::File::options().write(true).open(rig.dir.path().join("portals.copy")).unwrap();
     let long_ago = copy.metadata().unwrap().modified().unwrap() - Duration::from_secs(3600);
     copy.set_modified(long_ago).unwrap();
-    let portals = desk.open_again();
+    let portals = rig.open_again();
     assert_eq!(verdict(&portals, 11), OVERLOADED);
-    desk.server.answers("304 Not Modified", "");
+    rig.server.answers("304 Not Modified", "");
     assert_eq!(portals.refresh(RefreshMode::Routine).await, Refreshed::Same);
     assert_eq!(verdict(&portals, 11), PortalVerdict::Allowed);
-    // The confirmation outlives the process too.
-    assert_eq!(verdict(&desk.open_again(), 11), PortalVerdict::Allowed);
+    // The time of the last confirmation outlives the process, too.
+    assert_eq!(verdict(&rig.open_again(), 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
 async fn the_same_list_again_is_not_swapped_nor_written() {
-    let desk = Desk::new("/l.txt").await;
+    let rig = Rig::new("/l.txt").await;
     for expect in [Refreshed::Swapped, Refreshed::Same] {
-        desk.server.answers("200 OK", "11\n");
-        assert_eq!(desk.look().await, expect);
+        rig.server.answers("200 OK", "11\n");
+        assert_eq!(rig.look().await, expect);
     }
     let inode = || {
         std::os::unix::fs::MetadataExt::ino(
-            &desk.dir.path().join("portals.copy").metadata().unwrap(),
+            &rig.dir.path().join("portals.copy").metadata().unwrap(),
         )
     };
     let before = inode();
-    desk.server.answers("200 OK", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Same);
+    rig.server.answers("200 OK", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Same);
     assert_eq!(inode(), before);
-    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Same);
+    rig.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Same);
     assert_ne!(inode(), before);
 }
 
 #[tokio::test]
 async fn a_state_folder_that_cannot_be_written_costs_the_next_start_its_list_alone() {
-    let mut desk = Desk::new("/l.txt").await;
-    let file = desk.dir.path().join("file");
+    let mut rig = Rig::new("/l.txt").await;
+    let file = rig.dir.path().join("file");
     fs::write(&file, "").unwrap();
-    desk.portals =
-        Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
-    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    assert!(matches!(verdict(&desk.portals, 11), PortalVerdict::Allowed));
-    let next =
-        || Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
+    rig.portals = Portals::open(&rig.config.validate().unwrap(), &file, rig.clock.clone()).unwrap();
+    rig.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    assert!(matches!(verdict(&rig.portals, 11), PortalVerdict::Allowed));
+    let next = || Portals::open(&rig.config.validate().unwrap(), &file, rig.clock.clone()).unwrap();
     assert_eq!(verdict(&next(), 11), OVERLOADED);
-    assert!(desk.portals.status().unstored.is_some());
+    assert!(rig.portals.status().unstored.is_some());
 
     // While the server has no other list, it need not send this one again.
-    desk.server.answers("304 Not Modified", "");
-    assert_eq!(desk.look().await, Refreshed::Same);
-    assert!(desk.portals.status().unstored.is_some());
+    rig.server.answers("304 Not Modified", "");
+    assert_eq!(rig.look().await, Refreshed::Same);
+    assert!(rig.portals.status().unstored.is_some());
     fs::remove_file(&file).unwrap();
-    desk.server.answers("304 Not Modified", "");
-    assert_eq!(desk.look().await, Refreshed::Same);
-    assert!(desk.server.last_request().contains("if-none-match: \"v1\""));
-    assert_eq!(desk.portals.status().unstored, None);
+    rig.server.answers("304 Not Modified", "");
+    assert_eq!(rig.look().await, Refreshed::Same);
+    assert!(rig.server.last_request().contains("if-none-match: \"v1\""));
+    assert_eq!(rig.portals.status().unstored, None);
     assert!(matches!(verdict(&next(), 11), PortalVerdict::Allowed));
 }
 
 #[tokio::test]
 async fn a_cache_of_an_older_list_is_not_confirmed_while_the_newer_one_cannot_be_stored() {
-    let desk = Desk::new("/l.txt").await;
-    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    let cache = desk.dir.path().join("portals.copy");
+    let rig = Rig::new("/l.txt").await;
+    rig.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    let cache = rig.dir.path().join("portals.copy");
     let written = fs::metadata(&cache).unwrap().modified().unwrap();
-    fs::create_dir(desk.dir.path().join("portals.copy.new")).unwrap();
-    desk.server.answers("200 OK\nETag: \"v2\"", "22\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    desk.server.answers("304 Not Modified", "");
-    assert_eq!(desk.look().await, Refreshed::Same);
+    fs::create_dir(rig.dir.path().join("portals.copy.new")).unwrap();
+    rig.server.answers("200 OK\nETag: \"v2\"", "22\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    rig.server.answers("304 Not Modified", "");
+    assert_eq!(rig.look().await, Refreshed::Same);
     assert_eq!(fs::metadata(&cache).unwrap().modified().unwrap(), written);
 }
 
 #[tokio::test]
 async fn headers_are_sent_with_the_environment_in_them() {
     let headers = "headers = { Authorization = 'Bearer ${CARGO_PKG_NAME}-${CARGO_PKG_NAME}' }";
-    let desk = Desk::with("/l.txt", toml::from_str(headers).unwrap()).await;
-    desk.server.answers("200 OK", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    let request = desk.server.last_request();
+    let rig = Rig::with("/l.txt", toml::from_str(headers).unwrap()).await;
+    rig.server.answers("200 OK", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    let request = rig.server.last_request();
     assert!(request.contains("authorization: bearer pixelgate-pixelgate\r\n"), "{request}");
 }
 
@@ -456,31 +453,31 @@ fn a_header_that_cannot_be_sent_is_an_error_at_start() {
 
 #[tokio::test]
 async fn a_redirect_is_followed_on_the_same_origin_only() {
-    let desk = Desk::new("/l.txt").await;
-    desk.server.answers("302 Found\nLocation: /other.txt", "");
-    desk.server.answers("200 OK", "11\n");
-    assert_eq!(desk.look().await, Refreshed::Swapped);
-    assert!(desk.server.last_request().starts_with("get /other.txt "));
+    let rig = Rig::new("/l.txt").await;
+    rig.server.answers("302 Found\nLocation: /other.txt", "");
+    rig.server.answers("200 OK", "11\n");
+    assert_eq!(rig.look().await, Refreshed::Swapped);
+    assert!(rig.server.last_request().starts_with("get /other.txt "));
 
     let other = Server::start().await;
-    desk.server.answers(&format!("302 Found\nLocation: http://{}/", other.address), "");
-    desk.fails("redirected to another origin").await;
+    rig.server.answers(&format!("302 Found\nLocation: http://{}/", other.address), "");
+    rig.fails("redirected to another origin").await;
     assert_eq!(other.last_request(), "");
 }
 
 #[tokio::test]
 async fn watching_fetches_at_once_and_ends_when_stopped() {
-    let desk = Desk::new("/l.txt").await;
-    desk.server.answers("200 OK", "11\n");
+    let rig = Rig::new("/l.txt").await;
+    rig.server.answers("200 OK", "11\n");
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let watching = tokio::spawn(desk.portals.clone().watch(stopped));
-    while verdict(&desk.portals, 11) != PortalVerdict::Allowed {
+    let watching = tokio::spawn(rig.portals.clone().watch(stopped));
+    while verdict(&rig.portals, 11) != PortalVerdict::Allowed {
         tokio::task::yield_now().await;
     }
-    // Asked to, it does not wait for its time.
-    desk.server.answers("200 OK", "22\n");
-    desk.portals.reload();
-    while verdict(&desk.portals, 22) != PortalVerdict::Allowed {
+    // A refresh that is asked for happens at once.
+    rig.server.answers("200 OK", "22\n");
+    rig.portals.reload();
+    while verdict(&rig.portals, 22) != PortalVerdict::Allowed {
         tokio::task::yield_now().await;
     }
     stop.send(true).unwrap();

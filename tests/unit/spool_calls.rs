@@ -29,13 +29,13 @@ const EMFILE: i32 = 24;
 const ENOENT: i32 = 2;
 const ENOSPC: i32 = 28;
 
-/// What a run of the scenario came to.
+/// The result of a run of the scenario.
 #[derive(Debug, Default)]
 struct Run {
     tried: BTreeSet<String>,
     answered: BTreeSet<String>,
     refused: BTreeSet<String>,
-    /// Every event that was handed out and acknowledged, as often as it was.
+    /// Every event that was handed out and acknowledged, once for each time.
     delivered: Vec<String>,
     /// Acknowledgements may have been forgotten.
     forgot: bool,

@@ -70,7 +70,7 @@ impl Rig {
     }
 }
 
-/// Waits for something that another thread does.
+/// Waits until `done` holds, which another thread brings about.
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let until = std::time::Instant::now() + Duration::from_secs(60);
     while !condition() {
@@ -156,7 +156,7 @@ fn a_group_is_refused_when_its_folder_has_just_been_replaced() {
         let rig = Rig::open(&fs, &Config { durability, ..config() });
         append_all(&rig.spool, &["before"]);
         fs.move_away(Path::new("/spool"), Path::new("/away"));
-        // No second has passed: the commit itself looks.
+        // No second has passed, so the commit itself has looked for the folder.
         assert_eq!(append(&rig.spool, "refused"), Err(Overloaded));
         fs.move_away(Path::new("/away"), Path::new("/spool"));
         wait_until("events are accepted again", || append(&rig.spool, "after").is_ok());
@@ -219,7 +219,7 @@ fn unreadable_bytes_are_waited_for_and_then_read_around() {
     events.extend(deliver(&mut reader));
     assert_eq!(of(&rig.spool, "up").lost, 0);
     rig.clock.advance(1);
-    // The read that notices that the time is over, and the one that reads around.
+    // The first read notices that the time is over; the second one reads on behind the gap.
     events.extend(deliver(&mut reader));
     events.extend(deliver(&mut reader));
     let up = of(&rig.spool, "up");
@@ -331,7 +331,7 @@ fn the_cursor_of_one_lane_does_not_keep_the_others() {
     let mut reader = rig.reader();
     let (texts, record_ids) = read(&mut reader);
     assert_eq!(texts.len(), 31);
-    // All but one of the first lane, so that it stays.
+    // Acknowledges all events except for one of the first lane, so that this lane stays.
     reader.acknowledger().acknowledge(&record_ids[1..], Ack::Delivered);
     fs.make_unwritable(Path::new("/spool/lane-00000001/cursor"));
     rig.spool.checkpoint();

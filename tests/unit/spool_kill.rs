@@ -82,7 +82,8 @@ fn child() {
             for entry in &entries {
                 lines += &format!("near {}\n", number(&entry.payload));
             }
-            // Said before it is acknowledged: a line that is lost is not a delivery that is.
+            // Printed before the acknowledgement: a kill in between may lose the line, and no
+            // delivery.
             let mut out = std::io::stdout().lock();
             out.write_all(lines.as_bytes()).and_then(|()| out.flush()).expect("the parent reads");
             let record_ids: Vec<_> = entries.iter().map(|entry| entry.record_id).collect();
@@ -130,7 +131,8 @@ fn live_and_die(dir: &Path, mode: &str, millis: u64, heard: &mut Heard) {
             _ => {}
         }
     };
-    // From its first word on, so that it is killed at work and not while it starts.
+    // The time counts from the child's first line, so that it is killed at work and not at its
+    // start.
     lines.iter().by_ref().find(|line| line.starts_with("safe")).into_iter().for_each(&mut note);
     std::thread::sleep(Duration::from_millis(millis));
     child.kill().expect("killed");

@@ -210,7 +210,7 @@ fn with_events(fs: &SimFs, events: usize) -> Spool {
     open(&fs.process(), &config, &["up"])
 }
 
-/// All that is readable now.
+/// Reads all events that are readable now.
 fn read_all(reader: &mut Reader) -> Vec<RecordId> {
     let read = std::iter::from_fn(|| Some(read(reader).1).filter(|ids| !ids.is_empty()));
     read.flatten().collect()
@@ -237,7 +237,7 @@ fn delivery_runs_ahead_of_a_stuck_event_and_a_kill_repeats_only_that_one() {
     assert_eq!((of(&spool, "up").delivered, of(&spool, "up").pending), (199_999, 1));
     let mut reader = spool.reader("up").expect("configured");
     assert_eq!(read_all(&mut reader), record_ids[..1]);
-    // The cursor knows it, too, after its next sync.
+    // The cursor holds the same after its next sync.
     spool.checkpoint();
     fs.lose_power();
     let spool = open(&fs.process(), &config, &["up"]);
@@ -290,7 +290,7 @@ fn at_the_bound_of_runs_reading_waits_and_one_acknowledgement_lets_it_go_on() {
 fn a_damaged_segment_of_any_size_does_not_stop_a_reader_that_waits() {
     let fs = SimFs::new(1);
     drop(with_events(&fs, 150_000));
-    // Of each segment that is as large, 80,000 events in a row.
+    // 80,000 events in a row of each segment of that size.
     let bad = 1_000..1_000 + 80_000 * 17;
     for file in fs.files().iter().filter(|path| path.extension() == Some("seg".as_ref())) {
         fs.damage(file, |bytes| {

@@ -36,7 +36,7 @@ fn append(shard: &Shard, gate: &AtomicBool) -> Result<Arc<Group>, Overloaded> {
     shard.append(|| Duration::ZERO, b"header", b"payload", || gate.load(Ordering::Relaxed))
 }
 
-/// What the committer does: takes what is there and says that it is safe.
+/// Acts as the committer: takes what is staged and says that it is safe.
 fn visit(shard: &Shard) -> u64 {
     shard.take(&mut None).map_or(0, |taken| {
         assert_eq!(taken.bytes.len() as u64, taken.events * 13);
@@ -78,7 +78,7 @@ fn a_waiter_that_gives_up_does_not_keep_the_wake_up_to_itself() {
             let group = Arc::clone(&group);
             thread::spawn(move || {
                 let mut commit = Commit::waiting(group);
-                // Its task goes on without it, as with `select!`: being woken means nothing to it.
+                // The waiting request is dropped while its task goes on, as with `select!`.
                 _ = Pin::new(&mut commit).poll(&mut Context::from_waker(&noop()));
                 drop(commit);
             })
@@ -127,7 +127,7 @@ fn nothing_is_staged_behind_the_last_visit() {
                 Err(Overloaded) => false,
             })
         };
-        // Closing: the gate first, then the last visit.
+        // Closing ends admission first, and then takes what is staged a last time.
         open.store(false, Ordering::Relaxed);
         let taken = shard.take(&mut None);
         let events = taken.as_ref().map_or(0, |taken| taken.events);

@@ -31,20 +31,20 @@ const ROOT: &str = "/spool";
 enum Action {
     /// Appends this many events without waiting.
     Append(u8),
-    /// From now on events are meant for all upstreams (0), or for one or none of the two.
+    /// Further events are meant for all upstreams (0), or for one or none of the two.
     Route(u8),
-    /// Waits for the answers of all that were appended.
+    /// Waits for the answers of all appended events.
     Settle,
-    /// An upstream reads up to so many.
+    /// An upstream reads up to this many events.
     Read(bool, u8),
-    /// An upstream acknowledges what it has read, beginning at some entry, every so many.
+    /// An upstream acknowledges every nth event that it has read, from some event on.
     Acknowledge(bool, u8, u8),
-    /// What maintenance does each second.
+    /// Does what maintenance does each second.
     Checkpoint,
-    /// Something fails.
+    /// A call begins to fail.
     Fault(Op, u8, u8, u8),
     Fill(bool),
-    /// All is well again.
+    /// No call fails any more.
     Heal,
     /// The process is killed and starts again.
     Kill,

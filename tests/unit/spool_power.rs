@@ -23,9 +23,9 @@ use pixelgate::internals::spool::{Ack, Config, Durability, Env, Reader, Spool};
 const CUTS: u64 = 300;
 /// Cuts in one run.
 const LIVES: u64 = 3;
-/// A cut comes at one of so many calls. A run that ends before is cut at its end.
+/// A cut comes at one of this many calls. A run that ends before is cut at its end.
 const CALLS_MAX: u64 = 250;
-/// What a process does before it ends.
+/// Rounds of work of a process before it ends.
 const ACTIONS: u64 = 25;
 
 /// An event that was answered 200.
@@ -36,7 +36,7 @@ struct Answered {
     syncs_begun: u64,
 }
 
-/// What became of all runs of one durability.
+/// The results of all runs of one durability.
 #[derive(Default)]
 struct Table {
     /// Cuts by the call that they met; `None`: between two calls.

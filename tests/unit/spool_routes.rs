@@ -73,7 +73,7 @@ fn the_counts_are_exact_after_a_kill_at_any_moment() {
         }
         let mut reader = spool.reader("near").expect("configured");
         let (_, ids) = read(&mut reader);
-        // One is stuck; those behind it are delivered.
+        // One event is stuck; those behind it are delivered.
         reader.acknowledger().acknowledge(&ids[1.min(ids.len())..], Ack::Delivered);
         let expect = BOTH.map(|name| counts(&spool, name));
         disk.kill(&fs);

@@ -28,15 +28,16 @@ const EVENTS: usize = 30;
 enum Refusal {
     /// Nothing can grow.
     Full,
-    /// Every call of this kind fails.
+    /// Each call of this kind fails.
     Every(Op, i32),
 }
 
 impl Refusal {
-    /// All that a disk may do, and whether what it holds can be read and trimmed meanwhile.
+    /// All ways in which a disk may refuse, and whether its events can be read and trimmed
+    /// meanwhile.
     const ALL: [(Refusal, bool); 12] = [
         (Refusal::Full, true),
-        // No inode is left, or a quota is reached.
+        // As when no inode is left, or a quota is reached.
         (Refusal::Every(Op::Make, ENOSPC), true),
         (Refusal::Every(Op::Make, EDQUOT), true),
         (Refusal::Every(Op::Make, EIO), true),
@@ -77,7 +78,7 @@ fn disk_with_events() -> SimFs {
     fs
 }
 
-/// A process whose last answered event is its last sign of life.
+/// Kills a process right after the answer to its last event.
 fn kill_after_events(fs: &SimFs) {
     let process = fs.process();
     let env = Env { fs: Arc::new(process.clone()), ..Env::system() };

@@ -10,7 +10,7 @@ use crate::naive::{self, compare};
 use pixelgate::internals::event::{self, Context, Rules};
 use serde::Deserialize;
 
-/// Fewer than this, and files have gone missing.
+/// With fewer vectors than this, files are missing.
 const VECTORS_MIN: usize = 500;
 const ADDRESSES_MIN: usize = 150;
 
@@ -168,7 +168,7 @@ fn read(path: &Path) -> File {
     toml::from_str(&text).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
 }
 
-/// `⟦text×count⟧` to so many times the text.
+/// Replaces `⟦text×count⟧` by the text, repeated that often.
 fn expand(text: &str) -> String {
     let mut expanded = String::new();
     let mut rest = text;

@@ -1,7 +1,7 @@
 //! Checks that files can be made where a configuration says, and leaves none there.
 //!
-//! Permissions alone do not say it: root passes them where a file system makes no files, as in
-//! `/proc`. So a folder is made in the nearest folder that exists, and removed at once.
+//! The permissions alone do not show it: they never stop root, and some file systems make no files,
+//! such as `/proc`. So a folder is made in the nearest folder that exists, and removed at once.
 
 use pixelgate::tools::is_of_path;
 use std::fs::{self, OpenOptions};
@@ -92,7 +92,7 @@ fn target(path: &Path) -> PathBuf {
     path
 }
 
-/// The path from the root on.
+/// The absolute path. Asks no file system.
 fn whole(path: &Path) -> PathBuf {
     // Fails only without a working directory; then no relative path can be opened either.
     absolute(path).unwrap_or_else(|_| path.to_owned())
@@ -102,7 +102,7 @@ fn whole(path: &Path) -> PathBuf {
 fn probe(folder: &Path) -> Result<(), Unwritable> {
     let made = folder.join(format!(".pixelgate-check-{}", std::process::id()));
     match fs::create_dir(&made) {
-        // What is there already, another process of this number has made, in another container.
+        // A folder of this name was made by a process of the same number in another container.
         Err(e) if e.kind() != ErrorKind::AlreadyExists => {
             Err(Unwritable::of(folder, "cannot be written", &e))
         }

@@ -17,10 +17,10 @@ use crate::upstream::{Batch, BatchConfig};
 /// Longest line that is read as an event, in bytes. An event's limits allow for a tenth of it.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// What some editors write at the start of a file in UTF-8.
+/// The byte order mark, which some editors write at the start of a file in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// What the lines of the files held.
+/// The lines of the files, counted by what they held.
 ///
 /// ```
 /// use pixelgate::tools::backfill::Counts;
@@ -41,7 +41,7 @@ pub struct Counts {
     pub of_others: u64,
     /// Lines that are not an event. Empty lines are in no count.
     pub malformed: u64,
-    /// Where the first [`DAMAGED_NAMED_MAX`] of them are, and what is wrong with each.
+    /// The places of the first [`DAMAGED_NAMED_MAX`] malformed lines, and what is wrong with each.
     pub places: Vec<(Place, WireError)>,
 }
 
@@ -50,9 +50,10 @@ pub struct Input<'a, R> {
     reader: R,
     path: &'a Path,
     options: &'a Options,
-    /// Whether the progress is written, too.
+    /// Whether the events are sent, so that their progress is written. `false`: they are counted.
     is_sent: bool,
-    /// Known from the first event on.
+    /// The progress of the file, which is found by the id of its first event. `None`: no event was
+    /// read yet, or none of the file was sent.
     progress: Option<Progress>,
     /// Whether the first event was read.
     has_begun: bool,

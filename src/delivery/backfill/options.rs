@@ -1,4 +1,4 @@
-//! What is sent, where to, and how fast.
+//! The options of a backfill: which events are sent, to which upstream, and how fast.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -71,8 +71,8 @@ impl Options {
 }
 
 impl Options {
-    /// Whether the portal's events go to the upstream, as far as the list says now. Which list was
-    /// in force when the event was accepted is not part of its wire form.
+    /// Whether the list as it is now sends the portal's events to the upstream. The wire form of
+    /// an event does not say which list was in force when the event was accepted.
     pub(super) fn are_meant(&self, event: &FromWire) -> bool {
         let portal = self.portals.judge(event.portal, &event.name);
         portal.policy.route().is_none_or(|route| route.names().any(|name| name == self.upstream))

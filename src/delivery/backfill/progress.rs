@@ -1,4 +1,4 @@
-//! Which lines of a file an upstream has acknowledged.
+//! Stores which lines of a file an upstream has acknowledged.
 //!
 //! There is one progress file for each upstream and file of events:
 //! `<sent_dir>/<upstream>/<id of the first event>`. A file of events is known by the id of its
@@ -23,9 +23,9 @@ use uuid::Uuid;
 
 /// The bytes of a slot.
 const SLOT_BYTES: usize = 8;
-/// How many bytes of slots are read at once.
+/// The bytes of slots that are read at once.
 const WINDOW_BYTES: usize = 64 << 10;
-/// The same as that of dead letters.
+/// The mode of a progress file, which is that of a file of dead letters.
 const FILE_MODE: u32 = 0o640;
 
 /// Removes the progress of all files at an upstream. Returns whether there was any.
@@ -41,7 +41,7 @@ const FILE_MODE: u32 = 0o640;
 ///
 /// # Errors
 ///
-/// The file system's, except that a folder that is not there holds no progress.
+/// The errors of the file system. A missing folder is no error: it holds no progress.
 pub fn forget(sent_dir: &Path, upstream: &str) -> io::Result<bool> {
     let entries = match fs::read_dir(sent_dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -71,7 +71,7 @@ pub struct Line {
 pub struct Progress {
     file: File,
     window: Vec<u8>,
-    /// Where the window begins in the file.
+    /// The offset in the file at which the window begins, in bytes.
     window_start: u64,
 }
 
@@ -107,7 +107,7 @@ impl Progress {
         Ok(Some(Progress::of(file)))
     }
 
-    /// Opens it for reading. `None` where nothing was sent yet.
+    /// Opens the progress for reading. `None`: nothing was sent yet.
     pub fn look(sent: &Path, upstream: &str, first: [u8; 16]) -> io::Result<Option<Progress>> {
         match File::open(sent.join(upstream).join(name(first))) {
             Ok(file) => Ok(Some(Progress::of(file))),
@@ -128,7 +128,7 @@ impl Progress {
             self.window.resize(WINDOW_BYTES, 0);
             self.window_start = offset;
             let read = read_up_to(&self.file, &mut self.window, offset)?;
-            // What lies behind the end of the file counts as zero.
+            // Slots behind the end of the file count as zero.
             self.window[read..].fill(0);
         }
         let start = usize::try_from(offset - self.window_start).unwrap_or(usize::MAX);

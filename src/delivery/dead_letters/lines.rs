@@ -21,11 +21,11 @@ const DELIVERED: u8 = b'#';
 
 /// One line of the file.
 pub struct Line {
-    /// Where it begins, in bytes.
+    /// The offset at which the line begins, in bytes.
     pub offset: u64,
-    /// Its place among the lines, from 1.
+    /// The number of the line, from 1.
     pub number: u64,
-    /// What it holds.
+    /// The content of the line.
     pub content: Content,
 }
 
@@ -51,8 +51,8 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Opens the file; `None` where there is none. A process that appends holds the lock, so the
-    /// file is measured under it: a line that is being written is not seen by half.
+    /// Opens the file. `None`: there is none. A process that appends holds the lock, so the length
+    /// of the file is read under the lock, and ends with a whole line.
     pub fn open(files: &Files, path: &Path) -> io::Result<Option<Lines>> {
         let _lock = files.lock_shared()?;
         let file = match File::open(path) {
@@ -104,7 +104,8 @@ pub fn mark_delivered(file: &File, offsets: &[u64]) -> io::Result<()> {
 /// replay's lock. A crash leaves the old file or the new one.
 pub fn rewrite(files: &Files, path: &Path, edit: impl FnMut(&Line) -> LineEdit) -> io::Result<()> {
     let Some(lines) = Lines::open(files, path)? else { return Ok(()) };
-    // Appends wait from here on; lines that came since the file was measured are copied.
+    // Appends wait from here on. Lines that were added since the length of the file was read are
+    // copied.
     let _lock = files.lock()?;
     let new = path.with_extension("ndjson.new");
     match write_new(lines, &mut File::open(path)?, &new, edit) {

@@ -70,7 +70,7 @@ impl fmt::Display for Place {
 ///
 /// # Errors
 ///
-/// The file system's, except that a folder that is not there has no files.
+/// The errors of the file system. A missing folder is no error: it has no files.
 pub fn upstreams(dir: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -101,7 +101,7 @@ pub fn upstreams(dir: &Path) -> io::Result<Vec<String>> {
 ///
 /// # Errors
 ///
-/// [`DeadError::Io`] for the file system's errors.
+/// [`DeadError::Io`] for the errors of the file system.
 pub fn list(
     dir: &Path,
     upstream: &str,
@@ -144,8 +144,8 @@ pub fn list(
 ///
 /// # Errors
 ///
-/// [`DeadError::Busy`] while another process replays or removes these letters, [`DeadError::Io`]
-/// for the file system's errors.
+/// [`DeadError::Busy`] while another process replays or removes these letters, and
+/// [`DeadError::Io`] for the errors of the file system.
 pub fn remove(dir: &Path, upstream: &str, filter: &Filter) -> Result<u64, DeadError> {
     let files = Files::new(dir, upstream);
     let Some(_replaying) = files.lock_replay()? else { return Err(DeadError::Busy) };

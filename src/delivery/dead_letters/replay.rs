@@ -25,7 +25,7 @@ use crate::delivery::in_flight_batch::InFlightBatch;
 use crate::event::{Record, is_newer_record};
 use crate::upstream::{Batch, BatchConfig, Failure, Upstream};
 
-/// How far a [`replay`] is.
+/// What a [`replay`] has done so far.
 ///
 /// ```
 /// use pixelgate::tools::dead_letters::Progress;
@@ -66,11 +66,11 @@ struct Next {
 /// A replay of one file.
 struct Replay<'a> {
     filter: &'a Filter,
-    /// Open for marks.
+    /// The file, opened for marking the letters that were delivered.
     file: File,
     /// The new reasons of refused events, by the offsets of their lines.
     refused: HashMap<u64, (Reason, Failure)>,
-    /// Whether a line is marked.
+    /// Whether a line was marked.
     marked: bool,
     so_far: Progress,
 }
@@ -94,8 +94,8 @@ struct Replay<'a> {
 ///
 /// # Errors
 ///
-/// [`DeadError::Busy`] while another process replays or removes these letters, [`DeadError::Io`]
-/// for the file system's errors.
+/// [`DeadError::Busy`] while another process replays or removes these letters, and
+/// [`DeadError::Io`] for the errors of the file system.
 pub async fn replay(
     dir: &Path,
     name: &str,

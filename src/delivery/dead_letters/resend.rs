@@ -21,9 +21,9 @@ pub const ATTEMPTS_MAX: u32 = 5;
 
 const INTERRUPTED: &str = "interrupted";
 
-/// Where a command notes how events ended. `T` is an event's place in its file.
+/// Where a command notes the ends of events. `T` is the place of an event in its file.
 pub trait Notes<T> {
-    /// Why something cannot be noted. It ends the command.
+    /// Why the end of an event cannot be noted. Such an error ends the command.
     type Error;
 
     /// The upstream has acknowledged the events at these places.
@@ -41,16 +41,16 @@ pub trait Notes<T> {
     fn undelivered(&mut self, events: usize, why: Cow<'static, str>);
 }
 
-/// See the module.
+/// Delivers events of a file to one upstream, one batch at a time.
 pub struct Resender<'a> {
     upstream: &'a dyn Upstream,
     stop: watch::Receiver<bool>,
-    /// Why it gave up, once it has.
+    /// Why no further attempt is made. `None`: attempts are made.
     gave_up: Option<Cow<'static, str>>,
 }
 
 impl<'a> Resender<'a> {
-    /// Delivers to `upstream` until `stop` becomes true.
+    /// A resender that delivers to `upstream` until `stop` becomes true.
     pub fn new(upstream: &'a dyn Upstream, stop: watch::Receiver<bool>) -> Resender<'a> {
         Resender { upstream, stop, gave_up: None }
     }

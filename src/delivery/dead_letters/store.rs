@@ -15,7 +15,7 @@ use super::letter::Letter;
 use crate::file_lock;
 
 /// Largest size in bytes of one upstream's dead letters, by default. At about 700 bytes for each,
-/// 380,000 letters fit. More of them mean that the backend is broken, and not that events are.
+/// 380,000 letters fit. If there are more, the backend is at fault and not the events.
 pub const DEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// Letters hold personal data: the owner may write, the group may read.
@@ -49,7 +49,7 @@ pub struct DeadLetters {
 pub(super) struct Files {
     dir: PathBuf,
     letters: PathBuf,
-    /// Older letters, which a replay of version 0.1.0 has set aside and did not end with.
+    /// Older letters: a replay of version 0.1.0 moved them here, and did not end.
     replaying: PathBuf,
     lock: PathBuf,
     replay_lock: PathBuf,
@@ -95,8 +95,8 @@ impl DeadLetters {
     ///
     /// # Errors
     ///
-    /// [`DeadError::Full`] where the letters do not fit, [`DeadError::Io`] for the file system's
-    /// errors.
+    /// [`DeadError::Full`] if the letters do not fit, and [`DeadError::Io`] for the errors of the
+    /// file system.
     pub fn append(&self, letters: &[Letter]) -> Result<(), DeadError> {
         let mut lines = Vec::new();
         for letter in letters {

@@ -144,7 +144,7 @@ fn check_event(event: &Event<'_>) -> Result<(), WireError> {
     check(is_id, WireError::ExternalId)?;
     for (name, value) in &event.properties {
         let is_reserved = Reserved::of(name.as_bytes()).is_some();
-        let is_name = !is_reserved && validate::is_property_name(name, false);
+        let is_name = !is_reserved && validate::is_property_name(name);
         check(is_name, WireError::PropertyName)?;
         check(is_value(value, validate::is_property_value), WireError::PropertyValue)?;
     }
@@ -178,7 +178,7 @@ fn check_context(context: &Context<'_>) -> Result<(), WireError> {
     check(are_headers && further.headers.len() <= CONTEXT_HEADERS_MAX, "headers")?;
     let are_added = further.added.iter().all(|(name, value)| {
         name.len() <= ADDED_NAME_BYTES_MAX
-            && validate::is_property_name(name, false)
+            && validate::is_property_name(name)
             && is_text(value, ADDED_VALUE_BYTES_MAX)
     });
     check(are_added && further.added.len() <= ADDED_MEMBERS_MAX, "added")

@@ -202,7 +202,7 @@ impl Drop for Incoming {
 }
 
 /// A cached list found at start.
-pub(super) struct Found {
+pub(super) struct CachedList {
     pub about: About,
     /// Positioned at the start of the list.
     pub list: File,
@@ -211,7 +211,7 @@ pub(super) struct Found {
 }
 
 /// The cached list of this URL. `None`: there is no cache, or it is of another URL or version.
-pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
+pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<CachedList>> {
     let mut file = match File::open(folder.join(NAME)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -229,7 +229,7 @@ pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
     file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
     let confirmed = file.metadata()?.modified()?;
     let age = SystemTime::now().duration_since(confirmed).unwrap_or_default();
-    Ok(Some(Found { about: header.about, list: file, age }))
+    Ok(Some(CachedList { about: header.about, list: file, age }))
 }
 
 /// Records that the server has just confirmed the cached list. An error is ignored: the list then

@@ -4,9 +4,7 @@
 use std::io;
 
 use super::rules::Rules;
-
-/// The most digits a portal id has (SPEC 3, `_a`).
-const ID_DIGITS_MAX: usize = 15;
+use crate::event::{PORTAL_DIGITS_MAX, PORTAL_MAX};
 
 /// The content of a list, in the order in which it was read.
 #[derive(Debug, Default)]
@@ -98,7 +96,7 @@ pub(super) fn read_id(digits: &[u8]) -> Result<u64, &'static str> {
     match digits {
         [] | [b'0'] => Err("not a portal id: it begins at 1"),
         [b'0', ..] => Err("not a portal id: it has no leading zero"),
-        _ if digits.len() > ID_DIGITS_MAX => Err("not a portal id: it has at most 15 digits"),
+        _ if digits.len() > PORTAL_DIGITS_MAX => Err("not a portal id: it has at most 15 digits"),
         _ => Ok(digits.iter().fold(0, |id, digit| id * 10 + u64::from(digit - b'0'))),
     }
 }
@@ -107,9 +105,7 @@ pub(super) fn read_id(digits: &[u8]) -> Result<u64, &'static str> {
 pub(super) fn check_id(id: u64) -> Result<u64, &'static str> {
     match id {
         0 => Err("not a portal id: it begins at 1"),
-        _ if id >= 10_u64.pow(ID_DIGITS_MAX as u32) => {
-            Err("not a portal id: it has at most 15 digits")
-        }
+        _ if id > PORTAL_MAX => Err("not a portal id: it has at most 15 digits"),
         _ => Ok(id),
     }
 }

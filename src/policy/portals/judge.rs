@@ -115,7 +115,7 @@ impl Policy {
         dropped.is_some_and(|dropped| dropped.contains(property))
     }
 
-    /// Whether [`Policy::drops`] is true of any property.
+    /// Whether [`Policy::drops`] is true for at least one property.
     #[inline]
     pub fn drops_any(&self) -> bool {
         let rules = self.list.as_ref().map(|list| list.rules(self.entry));

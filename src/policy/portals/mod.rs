@@ -3,6 +3,11 @@
 //! [`Portals`] judges by a list in memory that is swapped as a whole. Judging takes no lock and
 //! allocates nothing. [`Portals::watch`] reads new lists in the background; while the source fails,
 //! the list in use stays. This module knows portals and event names only, and sees no request.
+//!
+//! Judging: `handle.rs` and `judge.rs`; a list in memory is `list.rs`, with `set.rs`, `rules.rs`,
+//! `pattern.rs`, `rate.rs` and `quota.rs`. Reading a list: `parse.rs` for all formats, which fills
+//! a `draft.rs`. Refreshing: `refresh.rs`, from `source_file.rs` or `source_url.rs`, whose last
+//! list `cache.rs` stores.
 
 mod cache;
 mod config;

@@ -7,8 +7,10 @@
 
 use memchr::memmem;
 
-/// The most characters of a pattern: as many as an event name may have (SPEC 3, `_n`).
-pub const PATTERN_CHARS_MAX: usize = 255;
+use crate::event::EVENT_CHARS_MAX;
+
+/// The most characters of a pattern: as many as an event name may have.
+pub const PATTERN_CHARS_MAX: usize = EVENT_CHARS_MAX;
 
 /// An event name pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]

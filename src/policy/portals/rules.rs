@@ -16,7 +16,7 @@ use serde::{
 
 use super::pattern::Pattern;
 use super::terms::Bounds;
-use crate::event::Route;
+use crate::event::{Route, is_property_name};
 use crate::policy::privacy::Stricter;
 
 /// The most patterns in one `events`, and the most names in one `drop_properties`.
@@ -30,9 +30,6 @@ pub const RATE_MAX: u32 = 1_000_000;
 
 /// The greatest `per_day` of a quota, in events.
 pub const QUOTA_MAX: u32 = 1_000_000_000;
-
-/// The most characters in the name of a property (SPEC 3).
-const PROPERTY_CHARS_MAX: usize = 100;
 
 /// The rules of one portal, or the defaults.
 #[derive(Debug, Clone, Default)]
@@ -184,16 +181,12 @@ impl Privacy {
 /// Refuses a name that no property can have, because such a rule would drop nothing and the
 /// operator would rely on it.
 fn check_property(name: &str) -> Result<(), String> {
-    let valid_start = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
-    let valid_characters =
-        name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-    if !valid_start || !valid_characters || name.len() > PROPERTY_CHARS_MAX {
-        Err(format!(
+    match is_property_name(name) {
+        true => Ok(()),
+        false => Err(format!(
             "{name:?} is no property's name: a small letter, then up to 99 small letters, digits \
              and `_`"
-        ))
-    } else {
-        Ok(())
+        )),
     }
 }
 

@@ -8,7 +8,7 @@ use super::source_url::UrlSource;
 // A process has one value of this type, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Source {
-    /// No other list follows.
+    /// The list never changes.
     Fixed,
     /// The host passes each list to [`Portals::put`](super::Portals::put).
     Host,

@@ -205,7 +205,7 @@ impl UrlSource {
         request.send().await.map_err(|error| self.explain_request(error))
     }
 
-    /// As [`explain`], and names the proxy where no connection could be made through it.
+    /// Does what [`explain`] does, and names the proxy if no connection could be made through it.
     fn explain_request(&self, error: reqwest::Error) -> String {
         let through = proxy::place(self.proxy.as_ref(), &self.url);
         match through.filter(|_| error.is_connect()) {

@@ -25,7 +25,7 @@ pub struct BodyError;
 /// What is left of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
-    /// So many bytes (`Content-Length`, or no body at all).
+    /// This number of bytes (`Content-Length`); 0 if there is no body.
     Length(u64),
     /// Chunks; the state says what may come next.
     Chunked(Chunks),
@@ -44,7 +44,7 @@ pub enum Chunks {
     Extension { size: u64, bytes: u16 },
     /// The LF of a chunk line.
     LineEnd { size: u64 },
-    /// So many bytes of data.
+    /// This number of bytes of data.
     Data { left: u64 },
     /// The CR after the data.
     DataCr,
@@ -88,7 +88,7 @@ impl Body {
 }
 
 impl Chunks {
-    /// As [`Body::take`].
+    /// Does what [`Body::take`] does.
     pub fn take(&mut self, bytes: &[u8], trailers: &mut Vec<u8>) -> Result<usize, BodyError> {
         let mut at = 0;
         while at < bytes.len() && *self != Self::End {
@@ -111,7 +111,7 @@ impl Chunks {
         Ok(at)
     }
 
-    /// Whether the last chunk was read and nothing behind it.
+    /// Whether the last chunk was read, and no byte behind it.
     pub fn is_before_trailers(&self) -> bool {
         *self == Self::Trailer { bytes: 0 }
     }
@@ -123,8 +123,8 @@ impl Chunks {
         )
     }
 
-    /// Reads one byte, or all data of a chunk at once. Returns how many of `bytes`, of which there
-    /// is at least one, that took.
+    /// Reads one byte, or at once all data of a chunk that is in `bytes`. Returns the number of
+    /// bytes read. `bytes` must not be empty.
     fn step(&mut self, bytes: &[u8]) -> Result<usize, BodyError> {
         if let Self::Data { left } = self {
             let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));

@@ -1,27 +1,27 @@
-//! What a header that Pingora reads or writes says about the bytes behind it.
+//! Reads from a header which bytes follow it, in the messages that Pingora reads and writes.
 //!
-//! Only what concerns this server: where the trailers of a message stand, and where an answer ends.
-//! Pingora frames each message itself, and refuses those whose framing is not sound.
+//! This is needed for two things only: where the trailers of a message stand, and where an answer
+//! ends. Pingora frames each message itself, and refuses a message whose framing is not sound.
 
 use super::body::Chunks;
 use super::header_check::{length, trimmed};
 
-/// Where a message stands.
+/// How much of a message has passed, and what follows.
 #[derive(Debug, Default)]
 pub enum Framing {
-    /// Its header has not begun, or is not whole.
+    /// The header has not begun, or is not whole.
     #[default]
     Header,
     Chunks(Chunks),
-    /// So many bytes come, and no trailers.
+    /// This number of bytes follows, and no trailers.
     Length(u64),
-    /// No chunks come, or none that have trailers; where they end is not known.
+    /// No chunks follow, or none that have trailers. The end of the message is not known.
     Other,
 }
 
 impl Framing {
-    /// What comes behind a header: another header if this one is that of an informational answer.
-    /// `may_have_chunks`: what else is known does not rule out chunks.
+    /// What follows a header. After the header of an informational answer this is another header.
+    /// `may_have_chunks` is false if the caller knows that no chunks follow.
     pub fn behind(head: &[u8], may_have_chunks: bool) -> Self {
         match status(head) {
             Some(b"101" | b"204" | b"304") => Self::Other,
@@ -32,7 +32,7 @@ impl Framing {
         }
     }
 
-    /// As [`Framing::behind`], of an answer, with the length of its body.
+    /// Does what [`Framing::behind`] does for the header of an answer, and reads its length too.
     pub fn of_answer(head: &[u8], has_no_body: bool) -> Self {
         match (Self::behind(head, true), status(head)) {
             (Self::Header, _) => Self::Header,

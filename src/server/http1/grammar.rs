@@ -1,6 +1,6 @@
 //! The bytes of names and values (RFC 9110, section 5).
 
-/// For each byte whether it may stand in a token.
+/// For each byte, whether it may stand in a token.
 const TOKEN_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -29,7 +29,7 @@ pub fn is_token_byte(byte: u8) -> bool {
 
 /// Whether all bytes may stand in the value of a field.
 pub fn is_value(bytes: &[u8]) -> bool {
-    // Looks at all of them: a loop that ends early takes one byte at a time.
+    // Looks at all bytes, so that the compiler can test several at a time.
     bytes.iter().fold(true, |fits, &b| fits & is_field_byte(b))
 }
 

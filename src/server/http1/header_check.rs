@@ -60,16 +60,16 @@ pub struct CheckedHeader<'h> {
 pub enum Upgrade {
     None,
     WebSocket,
-    /// Any other: see [`CheckedHeader::for_pingora`].
+    /// Any protocol but WebSocket. It is removed: see [`CheckedHeader::for_pingora`].
     Foreign,
 }
 
 /// Why a header is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum HeaderError {
-    /// It violates the grammar, or two parties could read it differently.
+    /// The header violates the grammar, or two parties could read it differently.
     Syntax,
-    /// It has more lines than allowed.
+    /// The header has more lines than allowed.
     Lines,
 }
 
@@ -131,7 +131,8 @@ fn checked<'h>(request: RequestLine<'h>, seen: &SeenLines<'_>) -> Option<Checked
 }
 
 impl CheckedHeader<'_> {
-    /// The header as Pingora gets it. `None`: as received, `head`, which this was read from.
+    /// The header for Pingora. `None`: it is the same as `head`, the received header that was
+    /// checked.
     ///
     /// The target is replaced by [`Target::text`], and a `Host` line takes up a host that only the
     /// target named. An upgrade to a protocol other than WebSocket is removed with its settings:

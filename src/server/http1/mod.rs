@@ -55,16 +55,16 @@ struct JudgedRequest<'f> {
     image: bool,
     /// Whether the client sent `Connection: close`.
     closes: bool,
-    /// For the access log, where there is one.
+    /// The record for the access log. `None`: there is no access log.
     record: Option<Box<AccessRecord>>,
     _in_flight_guard: InFlightGuard<&'f InFlight>,
 }
 
-/// What the fast path makes of the first bytes of a request.
+/// What the fast path has found in the first bytes of a request.
 enum FastPath<'f> {
     /// A whole event request, which has its verdict, and the length of its header in bytes.
     Judged(JudgedRequest<'f>, usize),
-    /// A whole header of another plain request, of so many bytes.
+    /// The whole header of another plain request, which has this length in bytes.
     Plain(usize),
     /// The request is not plain, or its header is not whole.
     Unknown,
@@ -341,7 +341,7 @@ where
                 return None;
             }
         };
-        // Pingora would answer alike, and report nothing.
+        // Pingora would send the same answer, but report nothing to the access log.
         if head.starts_with(b"CONNECT ") {
             let mut record = self.record_of_refused(connection.peer, began);
             if let Some(record) = &mut record {
@@ -353,8 +353,8 @@ where
         self.pass(connection, head, body, upgrade, shutdown).await
     }
 
-    /// Passes on a plain request, whose header of `end` bytes is in `received`. That the fast path
-    /// has parsed it stands in for the strict check, which would take it as it is.
+    /// Passes on a plain request, whose header of `end` bytes is in `received`. The fast path has
+    /// parsed the header, and takes only headers that the strict check would take unchanged.
     async fn pass_plain(
         &self,
         mut connection: Connection,
@@ -365,7 +365,7 @@ where
         self.pass(connection, head, Body::Length(0), Upgrade::None, shutdown).await
     }
 
-    /// Has Pingora serve the request with this header. `None`: the connection has ended.
+    /// Lets Pingora serve the request with this header. `None`: the connection has ended.
     async fn pass(
         &self,
         connection: Connection,
@@ -387,7 +387,8 @@ where
         }
         let served = self.proxy.process_new_http(session, shutdown);
         let (buffered, piece) = (self.buffered_bytes.clone(), exchange::PIECE_BYTES_HTTP1);
-        // Whether there may be another request. The stream must be dropped here: see below.
+        // Whether there may be another request. Pingora returns the stream in that case; it is
+        // dropped here, so that `back` below receives the connection.
         let is_kept = exchange::scope(buffered, piece, has_chunks, served).await.is_some();
         // Pingora drops each stream that it ends with; then nothing is left of the connection.
         let (mut stream, received, body) = back.await.ok()?;
@@ -402,7 +403,7 @@ where
     }
 }
 
-/// Begins the record of a fast-path request, without its visitor, whom judging notes.
+/// Begins the record of a fast-path request, without its visitor, which judging fills in.
 fn begin_record(
     log: &AccessLog,
     settings: &Settings,

@@ -82,8 +82,8 @@ pub(super) async fn lingering_close(stream: &mut Stream) {
     let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drained).await;
 }
 
-/// As [`lingering_close`], of a client that still sends the body of a request that was answered:
-/// see [`LINGER_UPLOAD_SECONDS_MAX`]. Where the server stops, 1 s is left.
+/// Does what [`lingering_close`] does, for a client that still sends the body of a request that was
+/// answered: see [`LINGER_UPLOAD_SECONDS_MAX`]. When the server stops, at most 1 s is left.
 pub(super) async fn lingering_close_of_upload(stream: &mut Stream, shutdown: &ShutdownWatch) {
     let mut stopping = shutdown.clone();
     let stopped = async {

@@ -2,9 +2,9 @@
 //!
 //! A client may send requests without waiting for answers (RFC 9112, section 9.3.2). Pingora closes
 //! the connection when it meets bytes after the request that it serves, at times after the origin
-//! has executed that request and before the client has its answer. So it never meets them: this
-//! stream ends each body where [`Body`] says, and stores what comes after it for the next request.
-//! It also carries trailers, which Pingora drops.
+//! has executed that request and before the client has its answer. So Pingora must never meet such
+//! bytes: this stream ends each body where [`Body`] says, and stores the bytes after it for the
+//! next request. It also carries trailers, which Pingora drops.
 //!
 //! When Pingora drops the stream, the connection comes back through a [`Return`], and the server
 //! decides whether it takes another request or closes.
@@ -47,7 +47,7 @@ enum Tunnel {
 /// A connection while Pingora serves one of its requests.
 #[derive(Debug)]
 pub struct RequestStream {
-    /// `None` only while it is dropped.
+    /// The stream below. `None` only while this is dropped.
     inner: Option<Stream>,
     /// Received bytes that Pingora has not read.
     received: BytesMut,

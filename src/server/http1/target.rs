@@ -14,8 +14,8 @@ const TARGET_BYTES_MAX: usize = 65_534;
 /// A valid target.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'t> {
-    /// In origin form, or `*`, or for `CONNECT` in authority form, with no byte that Pingora
-    /// refuses.
+    /// The target in origin form, or `*`, or for `CONNECT` in authority form. Holds no byte that
+    /// Pingora refuses.
     pub text: Cow<'t, [u8]>,
     /// The host of a target in absolute form, with its port.
     pub authority: Option<&'t [u8]>,

@@ -23,7 +23,7 @@ const HEAD_BYTES_MAX: usize = 1 << 20;
 
 /// Fields that may stand in no trailer section, because a recipient that takes trailers for headers
 /// would frame, route, authenticate or decode the message by them (RFC 9110, section 6.5.1).
-/// Conditions (`If-…`) and what is said of the client (`X-Forwarded-…`) are left out as well.
+/// Conditions (`If-…`) and statements about the client (`X-Forwarded-…`) are left out as well.
 const NEVER_TRAILERS: [&str; 32] = [
     "age",
     "authorization",
@@ -107,7 +107,7 @@ pub fn of_response() -> Option<HeaderMap> {
 #[derive(Debug, Default)]
 pub struct TrailerReader {
     framing: Framing,
-    /// Whether the answer has no body whatever its header says.
+    /// Whether the answer has no body whatever its header says: it is that to a `HEAD`.
     has_no_body: bool,
     /// The header as far as it was read, if it came in pieces, and how much of it was searched.
     head: BytesMut,
@@ -196,7 +196,8 @@ pub struct TrailerWriter {
     framing: Framing,
     /// Bytes of the header that are still to be written.
     head_left: usize,
-    /// The rest of a header that is written in place of those: that of a request with more lines.
+    /// The rest of a longer header that is written in place of those bytes, if lines are added to a
+    /// request.
     longer_head: Bytes,
     /// Trailers that are still to be written.
     trailers: Bytes,
@@ -208,8 +209,8 @@ impl TrailerWriter {
         Self { side, framing: Framing::Header, head_left: 0, longer_head, trailers }
     }
 
-    /// Writes some of `pieces`, and what is to be added before them. Pingora writes each header by
-    /// itself, and offers all of it at once.
+    /// Writes some of `pieces`, and before them the lines or trailers that are to be added there.
+    /// Pingora writes each header by itself, and passes all of it at once.
     pub fn poll_write(
         &mut self,
         mut stream: Pin<&mut impl AsyncWrite>,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 /// The largest size of a table in bytes. The edge announces no other (RFC 9113, section 6.5.2).
 const TABLE_BYTES_MAX: usize = 4096;
-/// What an entry counts for, beside its name and value (section 4.1).
+/// The bytes that an entry counts for beside its name and value (section 4.1).
 const ENTRY_BYTES: usize = 32;
 
 /// Lengths of the names of the static table in bytes (appendix A).
@@ -17,10 +17,11 @@ const STATIC_NAMES: [u8; Table::STATIC] = [
 ];
 /// The one field of the static table that has a value and is no pseudo-header.
 const ACCEPT_ENCODING: usize = 16;
-/// From this index on, a literal without indexing whose name is in the static table begins with two
-/// bytes: this number, and what the index has more (RFC 7541, section 5.1, with 4 bits).
+/// From this index on, the name of a literal without indexing takes two bytes if it is in the
+/// static table: this number, and the difference of the index to it (RFC 7541, section 5.1, with a
+/// prefix of 4 bits).
 const FIRST_BITS: usize = 15;
-/// The second of these bytes, for each index.
+/// The second byte for each such index.
 const SECOND_BYTES: [u8; Table::STATIC - FIRST_BITS + 1] = {
     let mut bytes = [0; Table::STATIC - FIRST_BITS + 1];
     let mut at = 0;
@@ -31,22 +32,22 @@ const SECOND_BYTES: [u8; Table::STATIC - FIRST_BITS + 1] = {
     bytes
 };
 
-/// What the value of a field must be.
+/// The kind of a field, which says what its value must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A target, which can be encoded.
+    /// `:path`. Bytes that may not stand in a target are encoded.
     Path,
-    /// Text, as of the next two.
+    /// `:authority`. It must be UTF-8, as the values of the next two.
     Authority,
     Scheme,
     Protocol,
     Method,
     Status,
-    /// Nothing but `trailers` (RFC 9113, section 8.2.2).
+    /// `te`. It must be `trailers` (RFC 9113, section 8.2.2).
     Te,
-    /// That of a field of the message.
+    /// An ordinary field. The value must follow RFC 9110, section 5.5.
     Field,
-    /// Any: no field may have this name.
+    /// A field whose name HTTP/2 does not allow. No value makes it valid.
     Malformed,
 }
 
@@ -60,7 +61,7 @@ impl Kind {
             b":method" => Kind::Method,
             b":status" => Kind::Status,
             b"te" => Kind::Te,
-            // These concern one HTTP/1 connection (RFC 9113, section 8.2.2).
+            // The fields of one HTTP/1 connection (RFC 9113, section 8.2.2).
             b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
             | b"upgrade" => Kind::Malformed,
             _ if HeaderName::from_lowercase(name).is_ok() => Kind::Field,
@@ -77,9 +78,10 @@ impl Kind {
 /// The name of a field.
 pub struct Name<'n> {
     pub kind: Kind,
-    /// Its length in bytes, decoded.
+    /// The decoded length in bytes.
     length: usize,
-    /// How a literal without indexing begins that has this name: its first byte, and the others.
+    /// The beginning of a literal without indexing that has this name: the first byte, and the
+    /// others.
     first: u8,
     others: &'n [u8],
 }
@@ -90,7 +92,8 @@ impl<'n> Name<'n> {
         Self { kind: Kind::of(name), length: name.len(), first: 0, others: encoded }
     }
 
-    /// Size in a list of fields of one whose value has `length` bytes, decoded.
+    /// The bytes that a field of this name counts for in a list of fields. `length` is the decoded
+    /// length of its value.
     pub fn list_bytes(&self, length: usize) -> usize {
         ENTRY_BYTES + self.length + length
     }
@@ -120,21 +123,21 @@ impl<'n> Name<'n> {
 #[derive(Debug)]
 pub struct Entry {
     kind: Kind,
-    /// The length of its name in bytes, decoded.
+    /// The decoded length of the name, in bytes.
     name_length: usize,
-    /// As a literal without indexing.
+    /// The field as a literal without indexing.
     pub literal: Box<[u8]>,
     /// The number of bytes of `literal` that are the name.
     name_bytes: usize,
-    /// Whether the stream must be ended whose header has this field.
+    /// Whether a stream with this field must be ended.
     pub is_malformed: bool,
-    /// Its size in the table and in a list of fields, in bytes.
+    /// The bytes that the field counts for in the table and in a list of fields.
     pub list_bytes: usize,
 }
 
 impl Entry {
-    /// The field with this name and the value `text`, an encoded string. Decoded, the client's
-    /// value has `length` bytes.
+    /// The field with this name and the value `text`, an encoded string. `length` is the decoded
+    /// length of the value that the client sent, in bytes.
     pub fn new(name: &Name<'_>, length: usize, text: &[u8], is_malformed: bool) -> Self {
         Self {
             kind: name.kind,
@@ -168,13 +171,13 @@ impl Table {
         Self { entries: VecDeque::new(), bytes: 0, bytes_max: TABLE_BYTES_MAX }
     }
 
-    /// The entry with an index behind those of the static table.
+    /// The entry of the dynamic table with this index, which is behind those of the static table.
     pub fn entry(&self, index: usize) -> Option<&Entry> {
         self.entries.get(index.checked_sub(Self::STATIC + 1)?)
     }
 
-    /// The kind of the field with an index above 0, of either table, and its size in a list of
-    /// fields, in bytes. That of a pseudo-header of the static table counts without its value.
+    /// The kind of the field with this index, and the bytes that it counts for in a list of fields.
+    /// A pseudo-header of the static table counts without its value. `None`: neither table has it.
     pub fn field(&self, index: usize) -> Option<(Kind, usize)> {
         match index {
             0 => None,
@@ -187,7 +190,7 @@ impl Table {
         }
     }
 
-    /// The name with an index above 0, of either table.
+    /// The name with this index, which is above 0. `None`: neither table has it.
     pub fn name(&self, index: usize) -> Option<Name<'_>> {
         match index {
             1..=Self::STATIC => Some(Name::of_static(index)),
@@ -195,7 +198,7 @@ impl Table {
         }
     }
 
-    /// Adds an entry; drops the oldest ones that it leaves no room for (section 4.4).
+    /// Adds an entry, and drops the oldest ones to make room for it (section 4.4).
     pub fn insert(&mut self, entry: Entry) {
         self.shrink_to(self.bytes_max.saturating_sub(entry.list_bytes));
         if entry.list_bytes <= self.bytes_max {
@@ -204,7 +207,7 @@ impl Table {
         }
     }
 
-    /// Changes the size. `None`: it is larger than the edge allows.
+    /// Changes the size of the table. `None`: the size is larger than the edge allows.
     pub fn resize(&mut self, bytes_max: usize) -> Option<()> {
         (bytes_max <= TABLE_BYTES_MAX).then_some(())?;
         self.bytes_max = bytes_max;

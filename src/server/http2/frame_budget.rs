@@ -36,7 +36,7 @@ pub struct FrameBudget {
     block_open: AtomicBool,
     resets_left: AtomicU32,
     frames_left: AtomicU32,
-    /// Sent bytes that have not allowed a frame yet: fewer than [`BYTES_PER_FRAME`].
+    /// Sent bytes that have not earned a frame yet: fewer than [`BYTES_PER_FRAME`].
     bytes_over: AtomicU64,
     resets_max: u32,
     requests_max: u32,
@@ -108,7 +108,7 @@ impl FrameBudget {
         self.allow(u32::try_from(bytes / BYTES_PER_FRAME).unwrap_or(u32::MAX));
     }
 
-    /// Allows so many more frames.
+    /// Allows this number of frames more.
     fn allow(&self, frames: u32) {
         let left = self.frames_left.load(Relaxed).saturating_add(frames);
         self.frames_left.store(left.min(FRAMES_LEFT_MAX), Relaxed);
@@ -126,12 +126,12 @@ impl FrameBudget {
     }
 }
 
-/// Checks a connection once per tick, and stores what it saw at the last tick.
+/// Checks a connection once per tick, and remembers its state at the last tick.
 #[derive(Default)]
 pub struct Watchdog {
-    /// How long no byte has moved.
+    /// The time for which no byte was received or sent.
     idle: Duration,
-    /// The number of the header block that was open at the last tick.
+    /// The number of the header block that was open at the last tick. `None`: none was open.
     open: Option<u32>,
 }
 

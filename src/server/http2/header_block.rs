@@ -1,24 +1,27 @@
-//! Header blocks (HPACK, RFC 7541), read before the `h2` crate reads them.
+//! Reads header blocks (HPACK, RFC 7541) before the `h2` crate does, and writes anew those that the
+//! crate must not see as they are.
 //!
-//! That crate ends a stream over a `:path` with bytes that `http::Uri` does not hold, and the whole
-//! connection over a name or value that is malformed, which RFC 9113, section 8.1.1, calls an error
-//! of the stream. Here such a `:path` is encoded as that of an HTTP/1 request is, and a malformed
-//! field becomes one for which the crate ends the stream alone.
+//! **Why.** The crate ends a stream whose `:path` has bytes that `http::Uri` does not hold,
+//! although an HTTP/1 request with them is served. It ends the whole connection at a malformed name
+//! or value, which RFC 9113, section 8.1.1, calls an error of the stream. So such a `:path` is
+//! encoded here as that of an HTTP/1 request is, and a malformed field is replaced by one at which
+//! the crate ends the stream alone ([`MALFORMED`]).
 //!
-//! Blocks pass as they are received until one holds such a field. From that field on, all fields of
-//! the connection are written as literals without indexing, so that nothing refers to the dynamic
-//! table of the `h2` crate any more, which then lacks entries. Strings stay encoded: only one with
-//! bytes that are not plain is decoded.
+//! **How.** Blocks pass as they are received until one holds such a field. From that field on, all
+//! fields of the connection are written as literals without indexing. The dynamic table of the
+//! crate lacks entries from then on, and nothing that is written refers to it. Strings stay
+//! encoded: only a string with bytes that are not plain is decoded.
 //!
-//! A block that cannot be read ends the connection. While blocks pass as they are received, so does
-//! this one, and no later one is read here: the crate, whose dynamic table is the client's, finds
-//! the fault itself. Once fields are written anew, its table is another one; then the block is
-//! replaced by one that no reader takes. So no fault here can turn a request into another.
+//! **A block that cannot be read** ends the connection. While blocks pass as they are received,
+//! this block passes as well, and no later block is read here: the dynamic table of the crate is
+//! still that of the client, so the crate finds the fault itself. Once fields are written anew, the
+//! two tables differ, and the block is replaced by [`UNREADABLE`]. So no fault in a block can turn
+//! one request into another.
 //!
-//! Trailers may hold no pseudo-header, which the crate does not check, and must fit into a list of
-//! fields, of which the crate drops what is too much. Where a block has several frames, and another
-//! than the last is malformed, the crate ends the connection. So the order and the size of the
-//! fields of such blocks are checked here.
+//! **Order and size.** The crate does not check that trailers hold no pseudo-header, and drops
+//! those trailers that exceed the size of a list of fields. It ends the connection if a block of
+//! several frames is malformed before its last frame. So the order and the size of the fields are
+//! checked here for trailers and for blocks of several frames.
 
 use super::dynamic_table::{Entry, Kind, Name, Table};
 use super::hpack::{Rest, Text};
@@ -27,27 +30,27 @@ use crate::server::http1::target::encoded;
 use http::{Method, StatusCode};
 use std::borrow::Cow;
 
-/// The first bits of a representation (RFC 7541, section 6). A literal without indexing has none
-/// of them; one that is never indexed is alike here.
+/// The first bits of the representation of a field (RFC 7541, section 6). A literal without
+/// indexing has none of them. A literal that is never indexed is read in the same way.
 const INDEXED: u8 = 0x80;
 const WITH_INDEXING: u8 = 0x40;
 const SIZE_UPDATE: u8 = 0x20;
-/// A block that no reader takes: a field with the index 0.
+/// A block that every reader refuses: a field with the index 0 (RFC 7541, section 6.1).
 const UNREADABLE: &[u8] = &[INDEXED];
-/// A field that ends its stream, not the connection: it may not stand in HTTP/2 (RFC 9113, section
-/// 8.2.2).
+/// A field at which the `h2` crate ends the stream and not the connection: `connection` with an
+/// empty value, which HTTP/2 forbids (RFC 9113, section 8.2.2).
 const MALFORMED: &[u8] = b"\x00\x0aconnection\x00";
-/// What an entry of the static table counts for at least, in a list of fields.
+/// The least bytes that a field counts for in a list of fields (RFC 9113, section 6.5.2).
 const FIELD_BYTES_MIN: usize = 32;
 
 /// A header block.
 pub struct Block<'b> {
     pub fields: Cow<'b, [u8]>,
-    /// Whether it is not the first block of its stream.
+    /// Whether the block is not the first one of its stream.
     pub are_trailers: bool,
-    /// The number of its frames.
+    /// The number of frames of the block.
     pub frames: usize,
-    /// Whether its stream must be ended, whatever its fields are.
+    /// Whether the stream must be ended, whatever the fields are.
     pub is_malformed: bool,
 }
 
@@ -55,38 +58,40 @@ pub struct Block<'b> {
 #[derive(Debug)]
 pub struct HeaderBlocks {
     table: Table,
-    /// The `h2` crate takes no fields beyond this size of a list.
+    /// The greatest size of a list of fields, in bytes, as the `h2` crate counts it.
     list_bytes_max: usize,
     state: State,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// All blocks passed as they were received: the `h2` crate has the same dynamic table.
+    /// All blocks so far passed as they were received, so the dynamic table of the `h2` crate is
+    /// the same as the one here.
     AsReceived,
     /// Fields are written anew.
     Anew,
-    /// As [`State::AsReceived`], but a block could not be read, and so no later one is.
+    /// All blocks passed as they were received, and one of them could not be read. Later blocks are
+    /// not read.
     Unread,
     /// [`UNREADABLE`] took the place of a block, which ends the connection.
     Refused,
 }
 
-/// What is written anew of a block.
+/// A block that is written anew.
 struct Written {
     block: Vec<u8>,
-    /// The size of the list of its fields, at most as large as the `h2` crate finds it.
+    /// The size of its list of fields, in bytes, or less: the `h2` crate counts at least as much.
     list_bytes: usize,
     list_bytes_max: usize,
-    /// Whether its stream must be ended.
+    /// Whether the stream must be ended.
     is_malformed: bool,
 }
 
-/// The fields of a block so far, where their order is checked.
+/// The fields of a block that were read so far, for the check of their order and size.
 struct Order {
     are_trailers: bool,
     has_fields: bool,
-    /// A bit for each [`Kind`] of pseudo-header that was there.
+    /// A bit for each [`Kind`] of pseudo-header that was read.
     pseudo: u16,
     /// The size of the list of fields.
     list_bytes: usize,
@@ -112,8 +117,9 @@ impl Order {
 }
 
 impl Written {
-    /// Adds a field. The `h2` crate refuses the stream of a list that is too long, whatever follows
-    /// there, so no more of it is written: a few bytes may stand for an entry of 4 KiB.
+    /// Adds a field, unless the list of fields is too long already: the `h2` crate then refuses the
+    /// stream whatever follows. This bounds the memory, because a byte of a client's block may
+    /// stand for an entry of 4 KiB.
     fn push(&mut self, field: &[u8], list_bytes: usize) {
         if self.list_bytes < self.list_bytes_max {
             self.block.extend_from_slice(field);
@@ -129,8 +135,8 @@ impl Written {
         }
     }
 
-    /// The block. Its last field is what ends its stream: where a frame cuts a field, the `h2`
-    /// crate forgets that one before it was malformed.
+    /// The block. If the stream must be ended, the field that ends it comes last: at the end of a
+    /// frame that cuts a field, the `h2` crate forgets that an earlier field was malformed.
     fn finish(mut self) -> Vec<u8> {
         if self.is_malformed {
             self.block.extend_from_slice(MALFORMED);
@@ -150,12 +156,13 @@ impl HeaderBlocks {
         self.state != State::Unread
     }
 
-    /// Whether the connection ends with what was written.
+    /// Whether [`UNREADABLE`] was written, which ends the connection.
     pub fn are_refused(&self) -> bool {
         self.state == State::Refused
     }
 
-    /// Reads the next block. Returns it as it must be passed on; `None`: as it was received.
+    /// Reads the next block. Returns the block to pass on in its place. `None`: it passes as it was
+    /// received.
     pub fn read(&mut self, block: &Block<'_>) -> Option<Vec<u8>> {
         if matches!(self.state, State::Unread | State::Refused) {
             return self.give_up();
@@ -175,8 +182,8 @@ impl HeaderBlocks {
         }
     }
 
-    /// Gives up a block that is not read. Returns what must be passed on for it; `None`: what was
-    /// received.
+    /// Gives up a block that cannot be read. Returns the block to pass on in its place. `None`: it
+    /// passes as it was received.
     pub fn give_up(&mut self) -> Option<Vec<u8>> {
         match self.state {
             State::AsReceived | State::Unread => {
@@ -193,7 +200,7 @@ impl HeaderBlocks {
         UNREADABLE.to_vec()
     }
 
-    /// Begins to write fields anew, behind those that pass as they were received.
+    /// Begins to write fields anew, behind the fields `as_received`, which stay as they are.
     fn written(&mut self, as_received: &[u8], is_malformed: bool) -> Written {
         self.state = State::Anew;
         let (block, list_bytes_max) = (as_received.to_vec(), self.list_bytes_max);
@@ -207,11 +214,11 @@ impl HeaderBlocks {
         written: &mut Option<Written>,
     ) -> Option<()> {
         let mut rest = Rest(block);
-        // Where the changes of the table's size end; they come first.
+        // The offset at which the changes of the table's size end. They must come first.
         let mut resized = 0;
         loop {
             if written.is_none() && order.is_none() {
-                // Only the `h2` crate looks them up.
+                // Fields by a short index need no check here: the `h2` crate looks them up.
                 rest.skip_while(is_short_index);
             }
             let before = block.len() - rest.0.len();
@@ -238,8 +245,8 @@ impl HeaderBlocks {
         }
     }
 
-    /// Notes the field behind `before` in the order of its block. One that may not stand there ends
-    /// its stream.
+    /// Checks the order and the size with the next field, which stands behind `before` in its
+    /// block. A field that may not stand there makes the block malformed.
     fn note(
         &mut self,
         order: &mut Order,
@@ -262,7 +269,8 @@ impl HeaderBlocks {
         Some(())
     }
 
-    /// Reads a field that is spelled out. Returns its kind, and its size in a list of fields.
+    /// Reads a literal, which is a field whose value is spelled out. Returns its kind, and its size
+    /// in a list of fields, in bytes.
     fn read_literal(
         &mut self,
         rest: &mut Rest<'_>,
@@ -311,17 +319,18 @@ fn is_short_index(byte: u8) -> bool {
     byte & INDEXED != 0 && byte != u8::MAX
 }
 
-/// What is to be done about a value.
+/// The result of the check of a value.
 enum Checked {
-    /// Nothing.
+    /// The value stays as it is.
     Sound,
-    /// This takes its place.
+    /// The value is replaced by this one.
     Encoded(Vec<u8>),
     /// The stream must be ended.
     Malformed,
 }
 
-/// Checks a value. Returns its length, decoded. `None`: it cannot be decoded.
+/// Checks a value. Returns its decoded length in bytes, and the result. `None`: the value cannot be
+/// decoded.
 fn check(kind: Kind, value: &Text<'_>) -> Option<(usize, Checked)> {
     let is_plain_enough = !matches!(kind, Kind::Method | Kind::Status | Kind::Te | Kind::Malformed);
     if is_plain_enough && let Some(length) = value.plain_length() {
@@ -332,7 +341,7 @@ fn check(kind: Kind, value: &Text<'_>) -> Option<(usize, Checked)> {
     let is_sound = match kind {
         Kind::Path => {
             return Some(match encoded(text) {
-                // Nothing is encoded in a target that is returned as it is.
+                // Encoding a byte makes a target longer, so one of equal length is unchanged.
                 same if same.len() == length => (length, Checked::Sound),
                 longer => (length, Checked::Encoded(longer.into_owned())),
             });

@@ -5,16 +5,16 @@ use super::frame::{Frame, PREFACE};
 use super::header_block::{Block, HeaderBlocks};
 use std::borrow::Cow;
 
-/// The most frames of a header block that pass as they are. The `h2` crate takes at least so many,
-/// and ends the connection at a block of too many.
+/// The most frames of a header block that passes as it is. The `h2` crate takes at least this many,
+/// and ends the connection at a block of more than it takes; so a longer block is joined.
 const FRAMES_MAX: usize = 6;
 
-/// What to do with the first bytes of those that were received.
+/// What to do with the received bytes.
 enum Next {
-    /// So many pass as they are.
+    /// This number of bytes at the beginning passes as it is.
     Pass(usize),
     Replace(Replaced),
-    /// More of them are needed.
+    /// More bytes must arrive first.
     Wait,
 }
 
@@ -23,7 +23,7 @@ enum Next {
 pub struct Replaced {
     /// The number of bytes that are replaced.
     pub count: usize,
-    /// What takes their place.
+    /// The bytes that take their place.
     pub by: Vec<u8>,
 }
 
@@ -53,8 +53,9 @@ impl HeaderFrames {
     }
 
     /// Reads the next bytes of the connection. Returns how many of `bytes` pass as they are, and
-    /// what replaces the bytes after those. `None`: more bytes are needed to say so. The next call
-    /// begins with the first byte that neither passed nor was replaced.
+    /// the replacement of the bytes after those. `None`: nothing is replaced, and the bytes after
+    /// those wait for more to arrive. The next call begins with the first byte that neither passed
+    /// nor was replaced.
     pub fn pass(&mut self, bytes: &[u8]) -> (usize, Option<Replaced>) {
         let mut passed = 0;
         loop {
@@ -83,13 +84,14 @@ impl HeaderFrames {
         }
         match frame.kind {
             Frame::HEADERS if self.blocks.are_read() => self.header_block(bytes, frame),
-            // These trailers are not read, so they may hold a pseudo-header.
+            // Blocks are not read any more, and unread trailers might hold a pseudo-header.
             Frame::HEADERS if self.are_trailers(frame) => self.replace_all(bytes, frame),
             Frame::HEADERS => {
                 self.last_stream = frame.stream;
                 self.pass_frame(bytes, frame)
             }
-            // Neither has a place here.
+            // A client may send no PUSH_PROMISE, and a CONTINUATION only behind its HEADERS, which
+            // `header_block` reads.
             Frame::CONTINUATION | Frame::PUSH_PROMISE if self.blocks.are_read() => {
                 self.replace_all(bytes, frame)
             }
@@ -113,7 +115,7 @@ impl HeaderFrames {
                 let is_joined = block.frames > FRAMES_MAX && self.blocks.are_read();
                 (end, written.or_else(|| is_joined.then(|| block.fields.into_owned())))
             }
-            // Without this, trailers would pass that are not checked.
+            // Otherwise trailers would pass that were not checked.
             _ if are_trailers => return self.replace_all(bytes, frame),
             BlockRead::Part | BlockRead::Whole(..) => (bytes.len(), self.blocks.give_up()),
         };
@@ -136,8 +138,8 @@ impl HeaderFrames {
         self.pass_rest(bytes)
     }
 
-    /// Replaces all that follows by what ends the connection. The `h2` crate would not always end
-    /// it: where a stream depends on itself, it reads neither the fields nor the padding.
+    /// Replaces all further bytes by a block that ends the connection. The `h2` crate alone would
+    /// not always end it: of a stream that depends on itself, it reads neither fields nor padding.
     fn replace_all(&mut self, bytes: &[u8], frame: Frame) -> Next {
         let by = frames(frame, &self.blocks.refuse());
         Next::Replace(Replaced { count: bytes.len(), by })
@@ -149,8 +151,8 @@ fn frame_at(bytes: &[u8], at: usize) -> Option<Frame> {
     Some(Frame::of(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The frames of a header block whose first one was `frame`. Neither padding nor a priority is
-/// written.
+/// Writes `block` as frames, on the stream of `frame`, the first frame that was received of it.
+/// Writes neither padding nor a priority.
 fn frames(frame: Frame, block: &[u8]) -> Vec<u8> {
     let mut frames = Vec::with_capacity(block.len() + 2 * Frame::HEAD_BYTES);
     let (mut kind, mut flags) = (Frame::HEADERS, frame.flags & Frame::END_STREAM);
@@ -170,12 +172,13 @@ fn frames(frame: Frame, block: &[u8]) -> Vec<u8> {
     }
 }
 
+/// The result of reading the frames of a block.
 enum BlockRead<'b> {
-    /// A block, and the length of its frames in bytes.
+    /// The block, and the length of its frames in bytes.
     Whole(Block<'b>, usize),
-    /// Its end is missing.
+    /// The end of the block has not arrived.
     Part,
-    /// Its frames are an error of the connection.
+    /// The frames are an error of the connection.
     Broken,
 }
 
@@ -212,8 +215,8 @@ fn read_block(bytes: &[u8], first: Frame, are_trailers: bool) -> BlockRead<'_> {
         end += Frame::HEAD_BYTES + frame.length;
         frames += 1;
     }
-    // A stream that depends on itself is an error of that stream. The `h2` crate does not even read
-    // its fields then, as it would have to.
+    // A stream that depends on itself is malformed (RFC 7540, section 5.3.1). Its fields must be
+    // decoded all the same, which the `h2` crate does not do.
     let block = Block { fields, are_trailers, frames, is_malformed: depends_on_itself };
     BlockRead::Whole(block, end)
 }

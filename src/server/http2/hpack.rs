@@ -9,7 +9,7 @@ const INTEGER_BYTES_MAX: usize = 5;
 /// The bit of a string in the Huffman code.
 const HUFFMAN: u8 = 0x80;
 
-/// What is left to read of a block.
+/// The unread rest of a block.
 pub struct Rest<'b>(pub &'b [u8]);
 
 impl<'b> Rest<'b> {
@@ -20,8 +20,8 @@ impl<'b> Rest<'b> {
         self.0 = &self.0[end.unwrap_or(self.0.len())..];
     }
 
-    /// Reads an integer that begins with the last `prefix` bits, at most 7. `None`: it is too
-    /// long, or not whole.
+    /// Reads an integer with a prefix of `prefix` bits, at most 7 (section 5.1). `None`: it is too
+    /// long, or its end is missing.
     #[inline]
     pub fn integer(&mut self, prefix: u32) -> Option<usize> {
         let (first, rest) = self.0.split_first()?;
@@ -45,7 +45,7 @@ impl<'b> Rest<'b> {
         None
     }
 
-    /// Reads a string. `None`: it is not whole.
+    /// Reads a string. `None`: its end is missing.
     pub fn text(&mut self) -> Option<Text<'b>> {
         let all = self.0;
         let is_huffman = all.first()? & HUFFMAN != 0;
@@ -58,14 +58,14 @@ impl<'b> Rest<'b> {
 
 /// A string.
 pub struct Text<'b> {
-    /// With its length.
+    /// The string as received, its length included.
     pub encoded: &'b [u8],
     text: &'b [u8],
     is_huffman: bool,
 }
 
 impl<'b> Text<'b> {
-    /// The decoded length in bytes, if all of them are plain.
+    /// The decoded length in bytes, if all decoded bytes are plain ([`huffman::is_plain`]).
     pub fn plain_length(&self) -> Option<usize> {
         match self.is_huffman {
             true => huffman::plain_length(self.text),
@@ -73,7 +73,7 @@ impl<'b> Text<'b> {
         }
     }
 
-    /// The decoded bytes. `None`: they are not encoded as they must be.
+    /// The decoded bytes. `None`: the string is not valid in the Huffman code.
     pub fn decoded(&self) -> Option<Cow<'b, [u8]>> {
         match self.is_huffman {
             true => huffman::decode(self.text).map(Cow::Owned),

@@ -1,8 +1,9 @@
 //! The Huffman code of header strings (RFC 7541, section 5.2 and appendix B).
 //!
 //! The code is canonical: codes of one length follow each other in the order of their bytes, and
-//! each length begins where the one before it ends. So the lengths alone say what the codes are.
-//! The longest one, of ones only, ends a string; as padding its first bits fill up the last byte.
+//! each length begins where the one before it ends. So the lengths alone determine the codes. The
+//! longest code consists of ones only and stands for the end of a string. It may not occur itself;
+//! its first bits fill up the last byte of a string.
 
 /// The length of each byte's code, in bits.
 #[rustfmt::skip]
@@ -31,9 +32,9 @@ const CODE_BITS_MAX: usize = 30;
 
 /// The codes in their order.
 struct Codes {
-    /// For each length the bits at which longer codes begin, followed by zeros.
+    /// For each length, the bits at which longer codes begin, followed by zeros.
     ends: [u32; CODE_BITS_MAX + 1],
-    /// For each length how many bytes have a shorter code.
+    /// For each length, the number of bytes that have a shorter code.
     shorter: [usize; CODE_BITS_MAX + 1],
     /// All bytes, in the order of their codes.
     bytes: [u8; 256],
@@ -74,21 +75,22 @@ const fn first_code(bits: u32) -> Option<(u8, usize)> {
     Some((CODES.bytes[CODES.shorter[length] + place as usize], length))
 }
 
-/// Whether a byte is plain: printable ASCII, without what a target is encoded for. In a target and
-/// in the value of a field such bytes need no closer look.
+/// Whether a byte is plain: printable ASCII, but none of the bytes that are encoded in a target.
+/// Plain bytes need no further check in a target nor in the value of a field.
 pub const fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'<' | b'>' | b'`')
 }
 
-/// The number of bits that are looked up at once. The codes of nearly all plain bytes are as short.
+/// The number of bits that are looked up at once. The codes of nearly all plain bytes are no
+/// longer.
 const STEP_BITS: usize = 13;
-/// A step that takes two codes, not one.
+/// Marks a step that takes two codes and not one.
 const TWO_CODES: u8 = 1 << 6;
-/// No step: the first code is that of a byte that is not plain, or a longer one.
+/// Marks bits at which no step is possible: the first code is longer, or its byte is not plain.
 const NOT_PLAIN: u8 = 1 << 7;
 
-/// For each [`STEP_BITS`] bits how many of them are the codes of one or two plain bytes, with
-/// [`TWO_CODES`] or [`NOT_PLAIN`].
+/// For each value of [`STEP_BITS`] bits, the number of these bits that the codes of one or two
+/// plain bytes take, with [`TWO_CODES`] or [`NOT_PLAIN`].
 static STEPS: [u8; 1 << STEP_BITS] = {
     let mut steps = [NOT_PLAIN; 1 << STEP_BITS];
     let mut at = 0;
@@ -111,7 +113,7 @@ static STEPS: [u8; 1 << STEP_BITS] = {
     steps
 };
 
-/// Steps for which one load of bits is enough.
+/// The number of steps for which one load of bits is enough.
 const STEPS_PER_LOAD: usize = 4;
 const _: () = assert!(STEPS_PER_LOAD * STEP_BITS <= u64::BITS as usize - 7);
 
@@ -163,7 +165,8 @@ pub fn plain_length(text: &[u8]) -> Option<usize> {
     Some(length)
 }
 
-/// Decodes a string. `None`: it holds the code that ends a string, or its padding is not one.
+/// Decodes a string. `None`: it holds the code for the end of a string, or its padding is not the
+/// beginning of that code.
 pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let (mut from, end) = (0, text.len() * 8);
     let mut decoded = Vec::with_capacity(text.len() * 8 / CODE_BITS_MIN);

@@ -1,7 +1,7 @@
 //! Serves an HTTP/2 connection: the `h2` crate reads and writes frames, this module limits them.
 //!
 //! Every byte of a connection passes [`FrameCounter`], which parses frame headers only, and the
-//! [`rewriter`], which changes header blocks that the `h2` crate would refuse needlessly. That
+//! [`rewriter`], which changes header blocks that the `h2` crate would refuse without need. The
 //! crate limits concurrent streams, and the size of header blocks and their continuations. This
 //! module limits frames that cause work without being a request: resets, and frames about the
 //! connection itself. A tick every `header_timeout` refills the budget. It ends a connection that

@@ -5,14 +5,15 @@ use h2::server::Builder;
 
 /// The most response bytes that wait for one stream's window.
 const SEND_BUFFER_BYTES: usize = 16 << 10;
-/// Window of a stream: as many bytes of one request's body as may wait for its origin.
+/// Window of a stream, in bytes: the most of one request's body that may wait for its origin.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// Window of a connection that uploads: what one origin does not take leaves three quarters of it
-/// to the other streams. A connection that uploads nothing has the window of RFC 9113, 65,535
-/// bytes.
+/// Window of a connection that uploads, in bytes: four times that of a stream, so that an upload
+/// that its origin does not take leaves three quarters to the other streams. A connection that
+/// uploads nothing has the window of RFC 9113, 65,535 bytes.
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// What frames with little data may cost beside that data, in bytes: about 2,000 frames of one byte
-/// that no origin has taken yet. The `h2` crate counts 256 bytes less the data for each.
+/// The most bytes that the `h2` crate may count for frames with little data, beside that data. It
+/// counts 256 bytes less the data for each, so about 2,000 frames of one byte may wait for their
+/// origins.
 const SMALL_FRAMES_BYTES: usize = 512 << 10;
 
 /// The `h2` options that apply `limits`.

@@ -1,4 +1,4 @@
-//! A stream that passes on what a client sends, with its header blocks as [`HeaderFrames`] says.
+//! A stream that passes on what a client sends, where [`HeaderFrames`] may replace header blocks.
 
 use super::header_frames::{HeaderFrames, Replaced};
 use crate::server::read_buffer::replay;
@@ -15,7 +15,7 @@ pub struct Rewriter<S> {
     frames: HeaderFrames,
     /// The beginning of a frame header or of a header block that has not arrived yet.
     held: BytesMut,
-    /// Bytes that are passed on before more are read.
+    /// Bytes that are passed on before more are read from `inner`.
     ready: BytesMut,
 }
 
@@ -26,7 +26,7 @@ impl<S> Rewriter<S> {
         Self { inner, frames, held: BytesMut::new(), ready: BytesMut::new() }
     }
 
-    /// Moves what is whole of `held` to `ready`.
+    /// Moves the bytes of `held` about which [`HeaderFrames`] has decided to `ready`.
     fn release(&mut self) {
         loop {
             let (passed, replaced) = self.frames.pass(&self.held);

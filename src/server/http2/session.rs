@@ -1,9 +1,10 @@
 //! One HTTP/2 stream as a session of Pingora.
 //!
-//! Pingora's own session for HTTP/2 credits a client's window when it has read a piece of a body,
-//! not when the origin has taken it; ends a body that closes with an empty DATA frame twice
-//! towards an HTTP/1 origin; and drops 1xx responses and, as those of HTTP/1, trailers. This one
-//! does none of that. `docs/pingora.md` says which changes of Pingora would make it needless.
+//! Pingora's own session for HTTP/2 has three faults. It credits a client's window when it has read
+//! a piece of a body, not when the origin has taken the piece. It writes the last chunk twice to an
+//! HTTP/1 origin if a body closes with an empty DATA frame. And it drops 1xx responses and, as
+//! Pingora does in HTTP/1, trailers. This session has none of them. `docs/pingora.md` says which
+//! changes of Pingora would make it needless.
 
 use super::uploads::Upload;
 use crate::server::exchange::{self, Side};
@@ -48,11 +49,12 @@ pub struct Http2Session {
     body_ended: bool,
     trailer_lines_max: usize,
     body_read: usize,
-    /// The body so far, for a second attempt. `None`: not wanted, or too long.
+    /// The body so far, for a second attempt. `None`: Pingora has not asked for it, or it is longer
+    /// than [`RETRY_BYTES_MAX`].
     retry: Option<BytesMut>,
     retry_truncated: bool,
     respond: SendResponse<Bytes>,
-    /// There once the response's header was sent.
+    /// The stream of the response's body. `None`: the header was not sent yet.
     sender: Option<SendStream<Bytes>>,
     written: Option<Box<ResponseHeader>>,
     /// Whether the end of the response was sent.
@@ -85,7 +87,7 @@ impl Drop for Piece {
 }
 
 impl Http2Session {
-    /// A session for a request and its stream. `upload` is there if a body may follow.
+    /// A session for a request and its stream. `upload` is `Some` if a body may follow.
     pub fn new(
         request: RequestHeader,
         body: RecvStream,
@@ -113,7 +115,7 @@ impl Http2Session {
         }
     }
 
-    /// Takes up to `lines` trailers; a body with more is an error.
+    /// Passes on up to `lines` trailers of the request. A body with more is an error.
     pub fn take_trailers(&mut self, lines: usize) {
         self.trailer_lines_max = lines;
     }

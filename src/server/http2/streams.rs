@@ -174,13 +174,13 @@ where
         }
         connection.abrupt_shutdown(Reason::NO_ERROR);
         let end = poll_fn(|cx| connection.poll_closed(cx));
-        // Either way the connection ends here.
+        // The connection ends here, whether the GOAWAY was sent in time or not.
         let _ = timeout(Duration::from_secs(GOAWAY_SECONDS_MAX), end).await;
         Some(Limit::IdleTime)
     }
 
-    /// Opens the window of a connection that uploads, if the bytes for it are left. Returns what
-    /// keeps them reserved.
+    /// Widens the window of a connection that uploads, if `edge.buffered_bytes_max` leaves enough
+    /// bytes for that. Returns the reservation of these bytes.
     fn widen(
         &self,
         connection: &mut Connection<Rewriter<FrameCounter>, Bytes>,
@@ -225,7 +225,7 @@ where
         let checked = checked
             .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax));
         let status = match checked {
-            // Pingora would answer alike, and report nothing.
+            // Pingora would send the same answer, but report nothing to the access log.
             Ok(()) if session.req_header().method == Method::CONNECT => 405,
             Ok(()) => return Some(ServerSession::new_custom(Box::new(session))),
             Err(limit) => {

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub struct Uploads(Mutex<HashMap<u32, Arc<Upload>>>);
 
-/// One such stream.
+/// One stream with an upload.
 #[derive(Debug, Default)]
 pub struct Upload {
     reset: Notify,
@@ -52,8 +52,8 @@ impl Upload {
         self.is_proxied.store(true, Relaxed);
     }
 
-    /// Waits until the client resets the stream while its body is passed on. Before that, as while
-    /// an event is stored, a reset is left to whatever reads the stream next.
+    /// Waits until the client resets the stream while its body is passed on. A reset before that,
+    /// such as while an event is stored, is noticed at the next read of the stream.
     pub async fn cancelled(&self) {
         loop {
             self.reset.notified().await;

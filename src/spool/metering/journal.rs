@@ -45,18 +45,18 @@ pub struct Journal {
     end: u64,
     /// The size of the file.
     room: u64,
-    /// Whether the next entry goes into a new file, because this one is damaged or a write to it
+    /// Whether the next entry goes into a new file, because this file is damaged or a write to it
     /// has failed.
     is_spent: bool,
     /// Whether the name of the file is not durable yet.
     is_unnamed: bool,
-    /// See [`Journal::fold`].
+    /// The folded lanes whose counts the file has: see [`Journal::fold`].
     folds: Folds,
     /// The counts of the file that are not in the totals yet.
     history: Counts,
     /// The counts that are not written yet.
     unwritten: Counts,
-    /// Up to which record the file counts. `None`: nothing was written yet.
+    /// The positions up to which the file counts. `None`: nothing was written yet.
     written: Option<Marks>,
 }
 
@@ -290,7 +290,7 @@ impl Journal {
         let room = end + LOG_BYTES_MIN.max(end / 4);
         let path = self.dir.join(PORTALS_ASIDE);
         let file = fs.open(&path, Open::Create)?;
-        // If this fails, later entries may find the disk full.
+        // If the blocks cannot be reserved, later entries may find the disk full.
         _ = file.allocate(room);
         write_full(&*file, &out, 0)?;
         file.sync_data()?;

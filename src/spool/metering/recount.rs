@@ -16,7 +16,7 @@ use crate::spool::recovery::count_foreign::{Stretch, scan};
 use crate::spool::routing::Routing;
 
 /// A lane as a start found it, and up to which record its file counts.
-pub struct Found<'a> {
+pub struct FoundLane<'a> {
     pub fs: &'a dyn Fs,
     pub dir: &'a Path,
     pub salt: u64,
@@ -67,7 +67,7 @@ impl Uncounted<'_> {
 /// # Errors
 ///
 /// The error of the file system. A missing segment is not an error.
-pub fn recount(found: &Found<'_>, book: &Book) -> io::Result<Recounted> {
+pub fn recount(found: &FoundLane<'_>, book: &Book) -> io::Result<Recounted> {
     let counted_to = found.marks.map_or(0, |marks| marks.counted_to);
     let oldest = found.stretches.first().map_or(found.end, |(_, seqs)| seqs.start);
     let mut uncounted: Vec<Uncounted<'_>> =
@@ -111,7 +111,11 @@ pub fn recount(found: &Found<'_>, book: &Book) -> io::Result<Recounted> {
     Ok(Recounted { counts, has_gap })
 }
 
-fn uncounted<'a>(position: &'a ConsumerPosition, found: &Found<'a>, book: &Book) -> Uncounted<'a> {
+fn uncounted<'a>(
+    position: &'a ConsumerPosition,
+    found: &FoundLane<'a>,
+    book: &Book,
+) -> Uncounted<'a> {
     let mark = found.marks.and_then(|marks| {
         marks
             .positions

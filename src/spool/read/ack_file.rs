@@ -123,7 +123,7 @@ pub fn resume(
 }
 
 /// The content of a slot.
-struct Found {
+struct SlotContent {
     slot: usize,
     generation: u64,
     start: u64,
@@ -140,8 +140,8 @@ fn place(slot: usize, bytes: usize) -> u64 {
     at as u64
 }
 
-fn newest(file: &dyn File, key: LaneKey, upstream: &str) -> io::Result<Option<Found>> {
-    let mut newest: Option<Found> = None;
+fn newest(file: &dyn File, key: LaneKey, upstream: &str) -> io::Result<Option<SlotContent>> {
+    let mut newest: Option<SlotContent> = None;
     for slot in 0..SLOTS {
         for size in [SMALL_BYTES, LARGE_BYTES] {
             let mut bytes = vec![0; size];
@@ -172,7 +172,7 @@ fn encode(generation: u64, (lane, salt): LaneKey, position: &ConsumerPosition) -
     out
 }
 
-fn decode(bytes: &[u8], slot: usize, key: LaneKey, upstream: &str) -> Option<Found> {
+fn decode(bytes: &[u8], slot: usize, key: LaneKey, upstream: &str) -> Option<SlotContent> {
     let Opened { whole, routed, generation, key: found_key } = KIND.open(bytes)?;
     let header = whole.get(..HEADER_BYTES)?;
     let name_bytes = usize::from(u16::from_le_bytes([header[40], header[41]]));
@@ -184,7 +184,7 @@ fn decode(bytes: &[u8], slot: usize, key: LaneKey, upstream: &str) -> Option<Fou
     }
     let [start, low, delivered, dead, lost] = [0, 8, 16, 24, 32].map(|at| u64_at(words, at));
     let foreign = if routed { u64_at(words, 40) } else { 0 };
-    Some(Found {
+    Some(SlotContent {
         slot,
         generation,
         start,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::quarantine::Quarantine;
-use super::recover::{Adoption, Surroundings, adopt};
+use super::recover::{Adoption, AdoptionInputs, adopt};
 use crate::spool::faults::DiskFaults;
 use crate::spool::fs::{File, Fs, Open};
 use crate::spool::lane::Lane;
@@ -47,9 +47,9 @@ pub struct Adopter {
     pub files_max: usize,
 }
 
-/// The result of an adoption of several lanes.
+/// The outcome of adopting several lanes.
 #[derive(Default)]
-pub struct Found {
+pub struct Adoptions {
     /// The lanes that were taken over and are held, oldest first.
     pub adopted: Vec<Arc<Lane>>,
     /// The lanes that could be taken over but are not held now, oldest first.
@@ -100,8 +100,8 @@ impl Adopter {
     /// caller holds the lock of the folder, because a lane that is just being created would look as
     /// if its process had ended. A lane that cannot be read becomes a fault, and is tried again at
     /// a later turn.
-    pub fn adopt(&self, ids: &[u64], room: usize) -> Found {
-        let mut found = Found::default();
+    pub fn adopt(&self, ids: &[u64], room: usize) -> Adoptions {
+        let mut found = Adoptions::default();
         // Lanes mention each other, and it matters which of them exist. None can be removed while
         // the folder is locked.
         let lanes = lane_ids(&*self.fs, &self.root);
@@ -154,7 +154,7 @@ impl Adopter {
                 Ok(lanes) => lanes,
                 Err(error) => return Err(io::Error::new(error.kind(), error.to_string())),
             };
-            let with = Surroundings { upstreams, routing, quarantine, book, lanes };
+            let with = AdoptionInputs { upstreams, routing, quarantine, book, lanes };
             adopt(fs, root, id, &with, around)
         };
         let error = match adopt(false) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::adoption::{lane_ids, lock_spool};
 use super::quarantine::Quarantine;
-use super::recover::{Adoption, Surroundings, adopt};
+use super::recover::{Adoption, AdoptionInputs, adopt};
 use super::snapshot::LaneSnapshot;
 use crate::clock::SystemClock;
 use crate::spool::fs::{Fs, Open, SystemFs};
@@ -150,7 +150,7 @@ fn count_portals(
     let upstreams = [upstream.to_owned()];
     let book = Book::new(*metering, &upstreams, Arc::new(SystemClock), Faults::unregistered());
     let quarantine = Quarantine::open(Arc::clone(&fs), root);
-    let with = Surroundings {
+    let with = AdoptionInputs {
         upstreams: &upstreams,
         routing,
         quarantine: &quarantine,

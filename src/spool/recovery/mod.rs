@@ -1,4 +1,9 @@
 //! Takes over the lanes of ended processes (SPEC 6), and serves the commands `pixelgate spool`.
+//!
+//! `adoption.rs` takes over the lanes of a folder, `recover.rs` a single lane, and `positions.rs`
+//! and `count_foreign.rs` restore what its upstreams have acknowledged. `returned.rs` takes up
+//! segments that were missing, and `quarantine.rs` copies damaged bytes. `inspect.rs`,
+//! `snapshot.rs`, `portal_sums.rs` and `forget.rs` are for the commands.
 
 pub(super) mod adoption;
 pub(super) mod count_foreign;

@@ -6,7 +6,7 @@
 //! and then the lane is tried again each second.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::count_foreign;
@@ -36,7 +36,7 @@ use crate::spool::routing::Routing;
 use crate::spool::segment_index::{SegmentIndex, Span};
 use crate::telemetry::faults::FaultKind;
 
-/// The facts about a segment that are known before its records are read.
+/// A segment, as far as it is known before its records are read.
 pub(crate) struct Segment {
     pub number: u64,
     pub base: u64,
@@ -113,8 +113,8 @@ pub enum Adoption {
     Living(Vec<LaneKey>),
 }
 
-/// The inputs of taking over a lane.
-pub struct Surroundings<'a> {
+/// The inputs for taking over a lane.
+pub struct AdoptionInputs<'a> {
     pub upstreams: &'a [String],
     pub routing: &'a Routing,
     pub quarantine: &'a Quarantine,
@@ -129,38 +129,53 @@ pub fn adopt(
     fs: &Arc<dyn Fs>,
     root: &Path,
     id: u64,
-    with: &Surroundings<'_>,
+    with: &AdoptionInputs<'_>,
     around: bool,
 ) -> io::Result<Adoption> {
-    let &Surroundings { upstreams, routing, quarantine, book, lanes } = with;
     let dir = lane_dir(root, id);
     let reading: Arc<dyn Fs> =
         if around { Arc::new(ReadAroundFs(Arc::clone(fs))) } else { fs.clone() };
     let lock = reading.open(&dir.join(IDENTITY), Open::Ensure)?;
-    if !lock.try_lock()? {
-        let cursor = reading.open(&dir.join(CURSOR), Open::Read);
-        let absorbed = cursor.and_then(CursorFile::load).ok().and_then(|(_, cursor)| cursor);
-        return Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)));
+    if lock.try_lock()? {
+        let lane = take_over(Arc::clone(fs), &*reading, (id, dir), lock, with)?;
+        return Ok(Adoption::Adopted(Arc::new(lane)));
     }
+    let cursor = reading.open(&dir.join(CURSOR), Open::Read);
+    let absorbed = cursor.and_then(CursorFile::load).ok().and_then(|(_, cursor)| cursor);
+    Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)))
+}
+
+/// Restores a lane whose lock is held from its files: the cursor, the segments, the counts by
+/// portal, and the positions of the upstreams. `reading` reads them, around bad sectors if need be;
+/// the lane itself uses `fs`.
+fn take_over(
+    fs: Arc<dyn Fs>,
+    reading: &dyn Fs,
+    (id, dir): (u64, PathBuf),
+    lock: Arc<dyn File>,
+    with: &AdoptionInputs<'_>,
+) -> io::Result<Lane> {
+    let &AdoptionInputs { upstreams, routing, quarantine, book, lanes } = with;
     let file = reading.open(&dir.join(CURSOR), Open::Ensure)?;
-    // The newer slot may be in the page cache only, and the other one is written next.
+    // The newer slot may be in the page cache only. It must be durable before the older one is
+    // written.
     file.sync_data()?;
     let (cursor_file, cursor) = CursorFile::load(file)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
-    let salt = salt(&*reading, &dir, id, Some(&*lock), cursor.as_ref())?;
-    remove_leftovers(&*reading, &dir)?;
-    let survey = survey(&*reading, &dir, id, salt, Some(quarantine))?;
-    let mut segment_index = rebuild(&*reading, &dir, id, salt, &survey, quarantine)?;
+    let salt = salt(reading, &dir, id, Some(&*lock), cursor.as_ref())?;
+    remove_leftovers(reading, &dir)?;
+    let survey = survey(reading, &dir, id, salt, Some(quarantine))?;
+    let mut segment_index = rebuild(reading, &dir, id, salt, &survey, quarantine)?;
     let absorbed = cursor.as_ref().map_or(&[][..], |cursor| &cursor.absorbed);
     let is_folded = |key: LaneKey| absorbed.contains(&key) || !lanes.contains(&key.0);
     let is_metered = header(&*lock)?.is_some_and(|identity| identity.previous == METERED);
-    let mut counted = Journal::load(&*reading, &dir, (id, salt), is_metered, is_folded, book)?;
+    let mut counted = Journal::load(reading, &dir, (id, salt), is_metered, is_folded, book)?;
     let marks = counted.contents.marks.as_ref();
     let proven = Proven::by(cursor.as_ref(), marks);
     segment_index.seal(segment_index.end().max(proven.end));
     survey.note_missing(proven.last_segment, &mut segment_index);
     let resume = |position| {
-        let position = ack_file::resume(&*reading, &dir, (id, salt), position)?;
+        let position = ack_file::resume(reading, &dir, (id, salt), position)?;
         Ok(resume_marks(position, cursor.as_ref(), marks))
     };
     let (segment_index, mut positions) =
@@ -171,15 +186,15 @@ pub fn adopt(
     }
     let stretches = |from| count_foreign::stretches(&segment_index, from);
     let scan = |from, each: &mut dyn FnMut(u64, &[u8])| {
-        count_foreign::each_routed(&*reading, &dir, salt, &stretches(from), from, routing, each);
+        count_foreign::each_routed(reading, &dir, salt, &stretches(from), from, routing, each);
     };
     let end = segment_index.end();
     let routed = restore_foreign(&mut positions, cursor.as_ref(), routing, scan);
-    let beyond = Beyond { fs: &*reading, dir: &dir, salt, end, routing, book };
-    let lost_counts = beyond.count(&mut counted, &stretches(0), &positions)?;
+    let uncounted = UncountedRecords { fs: reading, dir: &dir, salt, end, routing, book };
+    let lost_counts = uncounted.count(&mut counted, &stretches(0), &positions)?;
     let lost_cursor = (cursor.is_none() && end > 1).then(|| lost_cursor(&dir));
     let lane = Lane::assemble(
-        Arc::clone(fs),
+        fs,
         (id, dir),
         salt,
         lock,
@@ -193,11 +208,12 @@ pub fn adopt(
     (state.absorbed, state.removed) = known.unwrap_or_default();
     state.take_back_totals();
     drop(state);
-    Ok(Adoption::Adopted(Arc::new(lane)))
+    Ok(lane)
 }
 
-/// A lane with records that its file does not count by portal yet.
-struct Beyond<'a> {
+/// The records of a lane that its file `portals` does not count yet, with all that counting them
+/// needs.
+struct UncountedRecords<'a> {
     fs: &'a dyn Fs,
     dir: &'a Path,
     salt: u64,
@@ -206,7 +222,7 @@ struct Beyond<'a> {
     book: &'a Book,
 }
 
-impl Beyond<'_> {
+impl UncountedRecords<'_> {
     /// Counts these records. Returns the loss if the counts begin anew.
     fn count(
         &self,
@@ -214,10 +230,10 @@ impl Beyond<'_> {
         stretches: &[count_foreign::Stretch],
         positions: &[ConsumerPosition],
     ) -> io::Result<Option<Loss>> {
-        let &Beyond { fs, dir, salt, end, routing, book } = self;
+        let &UncountedRecords { fs, dir, salt, end, routing, book } = self;
         let (marks, dead) = (counted.contents.marks.as_ref(), &counted.contents.dead);
         let found =
-            recount::Found { fs, dir, salt, stretches, end, positions, marks, dead, routing };
+            recount::FoundLane { fs, dir, salt, stretches, end, positions, marks, dead, routing };
         let recounted = recount::recount(&found, book)?;
         Ok(lost_counts(counted, recounted, dir, end, book))
     }

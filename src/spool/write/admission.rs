@@ -11,7 +11,8 @@ use std::time::Duration;
 pub const PENDING_BYTES_MAX: u64 = 64 << 20;
 /// The size from which a group is committed at once and does not linger, in bytes.
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
-/// The time constant of the growth rate, in seconds: after it, a change counts for two thirds.
+/// The time constant of the growth rate, in seconds: a change counts for two thirds after this
+/// time.
 const GROWTH_MEMORY_SECONDS: f64 = 30.0;
 
 /// The causes for which all records are refused, one bit each.
@@ -41,7 +42,7 @@ pub struct Bounds {
     pending_bytes: AtomicU64,
     /// The bytes in segments that not every upstream has acknowledged.
     held_bytes: AtomicU64,
-    /// The bytes in both: written, readable, and not synced yet.
+    /// The bytes that are in both counts above: written, readable, and not synced yet.
     unsynced_bytes: AtomicU64,
     free_bytes: AtomicU64,
 }

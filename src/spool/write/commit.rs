@@ -152,7 +152,7 @@ impl Committer {
             }
         }
         let timeout = if failing { Some(RETRY) } else { self.sync_due() };
-        // Records that were staged before the gate closed wait for the next attempt.
+        // While the disk fails, records that were staged before wait for the next attempt.
         state.parker.park(timeout, || state.bounds.is_closed() || (!failing && state.has_staged()));
         if !failing && let Some(first_at) = state.first_at() {
             self.doze((first_at + linger).saturating_sub(state.clock.monotonic()));

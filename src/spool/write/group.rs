@@ -205,8 +205,8 @@ impl Shard {
 
     /// Stages a record if `admit` returns true. `now` is called for the first record of a group.
     ///
-    /// `admit` runs under the shard's lock. So when the gate that it reads is closed and the shard
-    /// is emptied after that, no further record is staged.
+    /// `admit` runs under the shard's lock. So once `admit` returns false and the shard was emptied
+    /// after that, no further record is staged.
     pub fn append(
         &self,
         now: impl FnOnce() -> Duration,

@@ -1,4 +1,9 @@
 //! Writes records to disk, from the bytes of an event to its commit.
+//!
+//! `admission.rs` refuses records beyond the limits, `group.rs` stages them, and `commit.rs`
+//! writes, syncs and answers them, with `syncer.rs` in `interval`. `unsynced.rs` holds records in
+//! memory until they are durable. `segment.rs` and `blocks.rs` write a file. `waiting.rs` has the
+//! deadline of a commit, which `watch.rs` enforces.
 
 pub(super) mod admission;
 mod blocks;

@@ -16,7 +16,7 @@ use super::send::Sender;
 use super::translate::{REFERRER_PROPERTY, Translator, USER_AGENT_PROPERTY};
 use super::upstream::Hubspot;
 use crate::env::Secret;
-use crate::event::PROPERTY_NAME_BYTES_MAX;
+use crate::event::is_property_name;
 use crate::upstream::client;
 use crate::upstream::http::parse_url;
 use crate::upstream::limits::CONNECTION_SECONDS_DEFAULT;
@@ -160,12 +160,7 @@ impl Config {
 
     fn check_external_id(&self) -> Result<(), ConfigError> {
         let (name, key) = (&self.external_id_contact_property, "external_id_contact_property");
-        let is_named =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-        let is_contact_property = name.len() <= PROPERTY_NAME_BYTES_MAX
-            && name.starts_with(|first: char| first.is_ascii_lowercase())
-            && name.bytes().all(is_named)
-            && name != "email";
+        let is_contact_property = is_property_name(name) && name != "email";
         if !name.is_empty() && !is_contact_property {
             let reason = "is no contact property's name for an id: a-z, 0-9 and `_`, letter first, \
                           at most 100 characters, and not email";

@@ -8,7 +8,7 @@ const EVENT: &str = "/v1/event/?_a=62515&_n=a";
 /// More than any window or buffer on the way.
 const LARGE_BYTES: usize = 50_000_000;
 
-/// Standard output of a command that gets `input`; what it complains about where it fails.
+/// Standard output of a command that gets `input`; the error is what a failed command prints.
 fn run(command: &mut Command, input: &[u8]) -> Result<String, String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| error.to_string())?;
@@ -23,7 +23,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<String, String> {
     if output.status.success() { Ok(said) } else { Err(format!("{} {complaint}", output.status)) }
 }
 
-/// Whether a command is installed; a line says where it is not.
+/// Whether a command is installed. If it is not, prints a line that says so.
 fn is_installed(name: &str) -> bool {
     let is_installed = Command::new(name).arg("--version").output().is_ok();
     if !is_installed {

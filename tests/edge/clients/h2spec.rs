@@ -1,4 +1,4 @@
-//! h2spec, the conformance suite for HTTP/2 of others, against the event path and pass-through.
+//! h2spec, a public conformance suite for HTTP/2, against the event path and pass-through.
 //!
 //! `PIXELGATE_TEST_H2SPEC` names its program. Without it the test says that it is skipped.
 
@@ -6,10 +6,10 @@ use super::{Field, Peer, Results};
 use std::net::SocketAddr;
 use std::process::Command;
 
-/// In clear, what does not begin as HTTP/2 is HTTP/1, and is answered 400 as such.
+/// Fails in clear, where bytes that do not begin as HTTP/2 are read as HTTP/1 and answered 400.
 const NO_PREFACE: &str = "× 2: Sends invalid connection preface";
 
-/// Runs the suite for one path, in clear where the peer takes that too.
+/// Runs the suite for one path over TLS, and in clear where the peer has a listener for that.
 fn h2spec(program: &str, peer: &Peer, path: &str) -> Results {
     // nginx 1.22 has no listener for both versions in clear.
     let in_clear = peer.judges.then_some(("in clear", peer.clear, &[][..]));
@@ -41,7 +41,7 @@ fn h2spec_passes() {
         return;
     };
     let Some(field) = Field::start() else { return };
-    // A page, and an event.
+    // The path of a page, and that of an event.
     for path in ["/range", "/v1/event/?_a=62515&_n=a"] {
         field.compare(|peer| h2spec(&program, peer, path), 2);
     }

@@ -45,7 +45,7 @@ impl Peer {
     }
 }
 
-/// The edge and nginx before one origin.
+/// The edge and nginx, both in front of the same origin.
 struct Field {
     edge: Edge,
     peers: Vec<Peer>,
@@ -123,7 +123,7 @@ impl Field {
 /// An nginx that passes everything on, and its addresses in clear and over TLS.
 fn nginx(dir: &Path, origin: SocketAddr) -> Option<(Program, SocketAddr, SocketAddr)> {
     for _ in 0..10 {
-        // Both are open at once, so that they differ.
+        // Both are open at once, so that their ports differ.
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [clear, tls] = listeners.map(|l| l.local_addr().unwrap());
         let config = dir.join("nginx.conf");
@@ -187,7 +187,7 @@ fn nodes_clients_are_served() {
 #[test]
 fn pythons_clients_are_served() {
     let Some(field) = Field::start() else { return };
-    // The one that Debian's packages are for.
+    // Debian's packages are installed for this interpreter.
     let python = "/usr/bin/python3";
     if !Path::new(python).exists() {
         println!("{python} is not installed: left out");

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 pub struct Asked {
     request: http::request::Builder,
     body: Option<Bytes>,
-    /// The target to send in place of that of `request`.
+    /// The target that is sent in the place of the target in `request`.
     target: Option<Vec<u8>>,
 }
 
@@ -63,12 +63,12 @@ impl AnyClient {
         AnyClient { client: over(AnyTarget::new(stream, targets.clone())).await, targets }
     }
 
-    /// In clear, with prior knowledge.
+    /// A client in clear, with prior knowledge.
     pub async fn in_clear(address: SocketAddr) -> AnyClient {
         AnyClient::over(TcpStream::connect(address).await.unwrap()).await
     }
 
-    /// The same, in pieces of a few bytes.
+    /// A client in clear that writes a few bytes at a time.
     async fn torn(address: SocketAddr) -> AnyClient {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -79,7 +79,7 @@ impl AnyClient {
         AnyClient::over(tls(address).await).await
     }
 
-    /// Sends all at once, and returns their answers in order.
+    /// Sends all requests at once, and returns their answers in order.
     pub async fn ask_all(&mut self, all: Vec<Asked>) -> Vec<Response> {
         let mut asked = Vec::new();
         for Asked { request, body, target } in all {
@@ -170,7 +170,7 @@ pub fn translated(request: &str) -> Option<Asked> {
     let is_host = |(name, _): &(&str, &str)| name.eq_ignore_ascii_case("host");
     let hosts: Vec<_> = lines.extract_if(.., |line| is_host(line)).collect();
     let [(_, host)] = hosts[..] else { return None };
-    // The connection's own.
+    // Fields of the connection, which HTTP/2 does not have.
     lines.retain(|(name, _)| !name.eq_ignore_ascii_case("connection"));
     if !target.starts_with('/') {
         return None;
@@ -189,11 +189,11 @@ type Targets = Arc<Mutex<VecDeque<Option<Vec<u8>>>>>;
 struct AnyTarget<S> {
     stream: S,
     targets: Targets,
-    /// What the client wrote of a frame that is not whole yet.
+    /// The bytes of a frame that the client has not written completely.
     written: Vec<u8>,
-    /// What is to be sent.
+    /// Bytes to be sent.
     outgoing: VecDeque<u8>,
-    /// Length in bytes of the preface until it was written.
+    /// Bytes of the preface that the client has still to write.
     preface: usize,
 }
 

@@ -1,5 +1,5 @@
-//! One request, one fate (SPEC 2): by every way that a request can come, its answer and what is
-//! stored of it are the same.
+//! The answer to a request and the event that is stored do not depend on the way by which the
+//! request comes ("one request, one fate", SPEC 2).
 
 mod http2;
 mod requests;
@@ -40,13 +40,13 @@ fn answer(edge: &Edge, request: &str) -> Response {
     comparable(connection.read(request.split(' ').next().unwrap()))
 }
 
-/// What was kept, without what is new for each event.
+/// The stored event, without the fields that are new for each event.
 fn kept(edge: &Edge) -> Vec<Value> {
     edge.wait_delivered("file");
     sorted_events(edge.dir())
 }
 
-/// The events in the files of this folder, without what is new for each event.
+/// The events in the files of this folder, without the fields that are new for each event.
 fn sorted_events(dir: &Path) -> Vec<Value> {
     let mut events = Edge::events_in_files(dir);
     for event in &mut events {
@@ -153,7 +153,7 @@ impl Target {
         Target { edge, tls, tls_client: tls_client(), http2 }
     }
 
-    /// What a query is answered by each way that it can come.
+    /// The answers to a query, one for each way by which it can come.
     fn answers(&mut self, query: &[u8]) -> Vec<(&'static str, Response)> {
         let mut answers = Vec::new();
         let ways = ways(query);
@@ -167,7 +167,7 @@ impl Target {
         answers.extend(pipelined(|| self.edge.connect(), &all));
         let ends = ["HTTP/1.0 without a host", "no chunks", "a host in brackets"];
         all.retain(|(way, _)| !ends.contains(way));
-        // This one closes the connection.
+        // The answer to this query closes the connection.
         all.sort_by_key(|(way, _)| *way == "HTTP/1.0");
         let over_tls = || self.tls_client.connect(self.tls, "edge.test").unwrap();
         answers.extend(pipelined(|| Connection::over(over_tls()), &all));
@@ -350,7 +350,7 @@ fn a_client_that_wants_no_more_is_answered_and_left_on_both_ways() {
     for request in [event, &refused] {
         let answers = [0, 1].map(|way| {
             let mut connection = edges[way].connect();
-            // Nothing behind it is answered.
+            // No request behind the refused one is answered.
             connection.send(request.repeat(2).as_bytes());
             let answer = comparable(connection.read("GET"));
             assert!(connection.is_closed(), "{request:?}");
@@ -384,7 +384,7 @@ fn pipelined_requests_change_ways_without_losing_step() {
 fn a_client_that_reads_late_gets_each_answer_whole_and_once() {
     const REQUESTS: usize = 40_000;
     let edge = Setup::default().start();
-    // So long that all of them are more than any system buffers.
+    // So long that all answers together exceed the buffers of any system.
     let cookie = "c".repeat(400);
     let request =
         format!("GET /v1/event/?_a=1&_n=a HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\n\r\n");
@@ -396,7 +396,7 @@ fn a_client_that_reads_late_gets_each_answer_whole_and_once() {
     let asking = std::thread::spawn(move || {
         let all = request.repeat(REQUESTS);
         let mut rest = all.as_bytes();
-        // Until the buffers of both sides are full: the edge waits for us to read.
+        // Writes until the buffers of both sides are full, and the edge waits for us to read.
         writer.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         while let Ok(sent) = writer.write(rest) {
             rest = &rest[sent..];

@@ -17,7 +17,7 @@ pub fn queries() -> Vec<String> {
     queries
 }
 
-/// Queries with bytes that RFC 3986 does not allow in one. A character is a byte.
+/// Queries with bytes that RFC 3986 does not allow in a query. Each character stands for a byte.
 const RAW: &[&str] = &[
     "_a=62515&_n=a&q=\"b\"",
     "_a=62515&_n=a&q=<b>",
@@ -41,7 +41,8 @@ pub fn latin1(text: &str) -> Vec<u8> {
     text.chars().map(|c| c as u8).collect()
 }
 
-/// Queries whose raw bytes count as if they were encoded: each as long as allowed, and longer.
+/// Queries whose raw bytes count as if they were encoded: pairs of the longest query that is
+/// allowed and one that is longer.
 pub fn long_queries() -> Vec<[Vec<u8>; 2]> {
     let begin = "_a=62515&_n=a&q=";
     let room = 8192 - begin.len();

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 /// How long an attack goes on for the table.
 const MEASURED: Duration = Duration::from_secs(4);
-/// The same for the bound on memory.
+/// How long an attack goes on for the bound on memory.
 const SHORT: Duration = Duration::from_millis(400);
 /// Most memory that an attack of a moment may add, in KiB, in any build.
 const GROWTH_KIB_MAX: u64 = 120 << 10;
-/// Between two honest events.
+/// Pause between two honest events.
 const PAUSE: Duration = Duration::from_millis(2);
 const CERT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/edge.pem");
 const KEY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/edge.key");
@@ -112,7 +112,7 @@ fn measure(scene: &Scene, at: Addresses, pid: u32, time: Duration) -> Cost {
     Cost { before_kib, peak_kib: peak.load(Relaxed), cpu_ticks, latencies }
 }
 
-/// The origin of both, with its large page.
+/// The origin behind the edge and nginx, with its large page.
 fn origin() -> Nginx {
     let origin = Nginx::start();
     std::fs::write(origin.files().join("large"), vec![7; 8_000_000]).unwrap();
@@ -139,7 +139,7 @@ impl Drop for Beside {
 }
 
 fn beside(dir: &Path, origin: SocketAddr) -> (Beside, Addresses) {
-    // All are open at once, so that they differ.
+    // All are open at once, so that their ports differ.
     let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [http1, http2, tls] = listeners.map(|listener| listener.local_addr().unwrap());
     let at = dir.display();

@@ -11,7 +11,7 @@ use crate::harness::{Edge, Setup};
 use crate::origin::Origin;
 use crate::refused;
 
-/// Most memory of an attack by one connection, in KiB, in any build.
+/// Most memory that an attack on one connection may take, in KiB, in any build.
 const ATTACK_KIB_MAX: u64 = 24 << 10;
 
 /// Runs an attack; events must be answered while its connections are open, and memory is bounded.
@@ -85,7 +85,7 @@ fn idle_uploads_end_at_the_timeout_of_the_origin() {
             })
             .collect();
         for client in &mut clients {
-            // Each is answered 504.
+            // Each stream is answered 504.
             for _ in 0..100 {
                 client.next_of(HEADERS);
             }

@@ -28,7 +28,7 @@ pub struct Scene {
 }
 
 pub const SCENES: &[Scene] = &[
-    // What an attack's figures are compared with.
+    // Not an attack: the figures of the others are compared with its figures.
     Scene { name: "none", clients: 1, run: none },
     Scene { name: "rapid reset (CVE-2023-44487)", clients: 8, run: rapid_reset },
     Scene { name: "MadeYouReset (CVE-2025-8671)", clients: 8, run: made_you_reset },
@@ -156,7 +156,7 @@ fn idle_posts(at: Addresses, until: Instant) {
     hold(at.http2, until, b"", &streams);
 }
 
-/// Holds many connections of HTTP/1 that have sent this, and then sends a byte on each in turn.
+/// Holds `count` HTTP/1 connections that have sent `begin`, and sends `more` on each in turn.
 fn hold_many(at: Addresses, until: Instant, count: usize, begin: &[u8], more: &[u8]) {
     let mut held: Vec<TcpStream> = Vec::new();
     while Instant::now() < until {
@@ -186,7 +186,8 @@ fn broken_handshakes(at: Addresses, until: Instant) {
         if let Some(mut stream) = connect(at.tls)
             && stream.write_all(&hello).is_ok()
         {
-            // The server has made its part of the keys when the first byte comes.
+            // The first byte of the answer shows that the server has done its part of the key
+            // exchange.
             let _ = stream.set_read_timeout(Some(Duration::from_millis(500)));
             let _ = stream.read(&mut [0]);
         }

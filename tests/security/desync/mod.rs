@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::Command;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/security/desync");
-/// Requests of other clients after each of the corpus. The edge may have as many connections open.
+/// Requests of other clients after each request of the corpus; the edge may have this many
+/// connections to the origin open.
 const PROBES: usize = 3;
 
 fn nginx(at: &Path, port: u16) -> Command {

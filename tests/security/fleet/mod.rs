@@ -87,7 +87,7 @@ fn send_http1(edge: &Edge, targets: impl IntoIterator<Item = String>) {
     }
 }
 
-/// The same over HTTP/2, but for targets that its client refuses to send.
+/// Sends the targets over HTTP/2, except for those that its client refuses to send.
 fn send_http2(edge: &Edge, targets: &[String]) {
     let requests = targets.iter().filter_map(|target| {
         let uri = format!("http://edge.test{target}").parse::<http::Uri>().ok()?;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 /// What the handler answers, in the body or in a header.
 const REACHED: &str = "the event handler was reached";
-/// Where the sources of the origins are that are programs of this repository.
+/// The folder with the sources of the origins that this repository has itself.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/security/fleet/origins");
 
 /// One way in which an origin may be set up, on a port of its own.
@@ -44,11 +44,11 @@ impl Fleet {
     pub fn start() -> Fleet {
         Fleet::of(|fleet, at| {
             write_files(at);
-            // These choose ports themselves and say which. They start beside one another.
+            // These origins choose ports and print them. They are started all at once.
             let go = fleet.build_go(&format!("{SOURCES}/main.go"));
             let programs = [tomcat(at), Some(node()), Some(python(at)), go];
             let outputs = programs.map(|program| fleet.spawn(program?)?.stdout.take());
-            // These are given ports.
+            // These origins are given ports.
             let names = ["nginx", "nginx, merge_slashes off", "nginx, $uri passed on to nginx"];
             fleet.serve(&names, |ports| nginx(at, ports));
             let apache_names = [
@@ -210,7 +210,7 @@ fn nginx(at: &Path, ports: &[u16]) -> Command {
     };
     let [on, off, passing] = ports else { unreachable!("nginx has three ports") };
     let servers = server("on", *on) + &server("off", *off);
-    // What is read once here, decoded and resolved, is read once more there.
+    // A path that one server has decoded and resolved is decoded once more by the next.
     let chain = format!(
         "server {{ listen 127.0.0.1:{passing}; merge_slashes off;
          location / {{ proxy_pass http://127.0.0.1:{on}$uri; }} }}\n"
@@ -229,8 +229,8 @@ fn nginx(at: &Path, ports: &[u16]) -> Command {
     command
 }
 
-/// Both a file, which is reached by the path of the file system, and a header, which is set by the
-/// path of the URL.
+/// A configuration with both: a file, which is reached by the path in the file system, and a
+/// header, which is set by the path of the URL.
 fn apache(at: &Path, ports: &[u16]) -> Command {
     let dir = at.display();
     let ways = ["", "MergeSlashes Off", "AllowEncodedSlashes On", "AllowEncodedSlashes NoDecode"];
@@ -305,7 +305,7 @@ fn node() -> Command {
 }
 
 fn python(at: &Path) -> Command {
-    // The one that Debian's packages are for.
+    // Debian's packages are installed for this interpreter.
     let mut command = Command::new("/usr/bin/python3");
     command.arg(format!("{SOURCES}/python.py")).arg(at.join("folder"));
     command

@@ -97,7 +97,7 @@ impl Clock for PausedClock {
 struct Plot {
     /// The upstreams fail for nothing but events that they never take.
     is_sober: bool,
-    /// Many events come behind one that is stuck until the end.
+    /// Many events come behind one event that is stuck until the end.
     is_flood: bool,
     /// Slow traffic goes on for long beside events that the upstreams take at the end, or never.
     is_patient: bool,
@@ -145,7 +145,7 @@ struct World {
     moved: Option<PathBuf>,
     /// When a segment was last moved back.
     moved_at: Instant,
-    /// Nothing fails any more but what upstreams never take.
+    /// Nothing fails any more, except for events that upstreams never take.
     is_ending: bool,
     seed: u64,
 }
@@ -373,13 +373,13 @@ impl World {
             }
         }
         if self.plot.hurts {
-            // Damaged or missing, and then quiet.
+            // Segments are damaged or missing, and then no traffic comes.
             self.accept_some(150, true).await;
             sleep(QUIET_MAX / 2).await;
         }
         self.is_ending = true;
         self.bring_segment_back();
-        // Before time passes: else what is read now seems to have waited.
+        // Before time passes: otherwise events that are read only now seem to have waited.
         self.settle().await;
         self.fail_dead_letters(false);
         while !self.is_configured.iter().all(|is_configured| *is_configured) {

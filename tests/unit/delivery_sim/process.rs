@@ -19,7 +19,7 @@ use super::script::Random;
 use super::{NAMES, QUIET_MAX, World};
 use crate::spool_sim::SimFs;
 
-/// One process.
+/// A process of the edge: its spool and its delivery.
 pub struct Process {
     pub fs: SimFs,
     pub spool: Spool,

@@ -39,11 +39,11 @@ impl Random {
 /// What an upstream does, beside taking what it is sent.
 #[derive(Debug, Clone, Default)]
 pub struct Script {
-    /// One in so many events gets a 500 until the upstream is mended; 0: none.
+    /// One event in this many gets a 500 until the upstream is mended; 0: none.
     pub poison: u64,
     /// One in so many events gets a 400; 0: none.
     pub rejected: u64,
-    /// And so does this event; 0: none.
+    /// The number of one more event that gets a 400; 0: none.
     pub stuck: u64,
     /// One in so many attempts ends with a 429 and a pause; 0: none.
     pub pauses: u64,
@@ -66,7 +66,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// As the numbers say. `is_sober`: it fails for the events that it never takes alone.
+    /// Draws a script. `is_sober`: only the events that it never takes make it fail.
     pub fn drawn(random: &mut Random, is_sober: bool) -> Script {
         let in_order = random.once_in(4);
         let mut one_in = |often: u64| if random.once_in(2) { often } else { 0 };
@@ -89,13 +89,13 @@ impl Script {
         }
     }
 
-    /// Takes everything, as it comes, but some events.
+    /// A script that takes everything in order, except for some events.
     pub fn poisoned(random: &mut Random) -> Script {
         let (poison, concurrency) = (5 + random.below(40), 1 + random.below(3) as usize);
         Script { poison, concurrency, ..Script::default() }
     }
 
-    /// Takes everything but one event; 0: everything.
+    /// A script that takes everything but the event of this number; 0: everything.
     pub fn stuck_at(event: u64, random: &mut Random) -> Script {
         let concurrency = 1 + random.below(8) as usize;
         Script { stuck: event, concurrency, ..Script::default() }

@@ -45,11 +45,11 @@ pub struct State {
     pub taken: BTreeMap<u64, u32>,
     /// How often each event may have been taken: one more after a crash or a lost answer.
     pub allowed: BTreeMap<u64, u32>,
-    /// When the minute began in which each event was attempted so often. Of this process.
+    /// For each event, the beginning of its present minute and the attempts in it, by this process.
     attempted: BTreeMap<u64, (Instant, u32)>,
-    /// The events whose last attempt failed and said something about them. Of this process.
+    /// The events whose last attempt failed in a way that speaks against them, by this process.
     failing: BTreeMap<u64, Failing>,
-    /// Attempts that were answered and took something.
+    /// The number of attempts that took something.
     takes: u64,
     /// Events of attempts under way, by attempt.
     under_way: BTreeMap<u64, Vec<u64>>,
@@ -85,7 +85,7 @@ pub struct Scripted {
     cut: Notify,
 }
 
-/// What an attempt comes to.
+/// The end of an attempt.
 struct Answer {
     outcome: Outcome,
     /// How long it takes.
@@ -190,7 +190,7 @@ impl Scripted {
         let failed = |status| Outcome::Retry(Failure::answered(status));
         answer(match () {
             () if chances.local => Outcome::Retry(Failure::answered(503).of_these_events()),
-            // Without the message of a panic.
+            // A panic without its message on standard error.
             () if chances.panics => std::panic::resume_unwind(Box::new("as the seed says")),
             () if chances.pauses => {
                 let answered_at = BASE_MS + (self.began.elapsed() + takes).as_millis() as u64;
@@ -356,7 +356,7 @@ impl State {
 
     fn note_failures(&mut self, events: &[u64], outcome: &Outcome) {
         match outcome {
-            // What is true of the upstream, or of this side, changes nothing.
+            // A failure of the whole upstream, or of this side, says nothing about the events.
             Outcome::Retry(failure) if failure.local => return,
             Outcome::Retry(_) => {}
             outcome => {

@@ -1,11 +1,12 @@
-//! The fast judge's verdicts in the naive one's words, and the laws that every event obeys.
+//! Translates the fast judge's verdicts into the naive judge's types, and checks the laws that
+//! every event obeys.
 
 use bytesize::ByteSize;
 use pixelgate::internals::event::{self, Config, Context, Event, Record, Rules};
 
 use super::Verdict;
 
-/// What the fast judge says, with the default configuration.
+/// The fast judge's verdict on a query, with the default configuration.
 pub fn fast(query: &[u8]) -> Verdict {
     match event::parse(query, &Rules::default()) {
         Ok(judged) => {

@@ -78,7 +78,7 @@ const HIDDEN: [std::ops::RangeInclusive<char>; 30] = [
     '\u{100000}'..='\u{10FFFD}',
 ];
 
-/// SPEC 3, with the default configuration.
+/// The verdict of SPEC 3 on a query, with the default configuration.
 pub fn judge(query: &[u8]) -> Verdict {
     if encoded_length(query) > QUERY_BYTES_MAX {
         return Err(("query_too_long", None));
@@ -93,7 +93,7 @@ fn encoded_length(query: &[u8]) -> usize {
     query.iter().map(|byte| if is_allowed(byte) { 1 } else { 3 }).sum()
 }
 
-/// The same without the limit on the query's length, which canonical queries may exceed.
+/// As [`judge`], without the limit on the query's length, which canonical queries may exceed.
 pub fn judge_of_any_length(query: &[u8]) -> Verdict {
     let pieces: Vec<&[u8]> =
         query.split(|byte| *byte == b'&').filter(|piece| !piece.is_empty()).collect();
@@ -309,7 +309,7 @@ fn read_domain(domain: &str) -> Option<(String, String)> {
     is_host.then_some((ascii, unicode))
 }
 
-/// Money on paper: write the digits, move the point, strike the zeros, look.
+/// Reads an amount as a person does on paper: writes the digits, moves the point, drops the zeros.
 fn read_revenue(text: &str) -> Option<String> {
     let (sign, text) = match text.chars().next()? {
         '-' => ("-", &text[1..]),

@@ -134,7 +134,7 @@ fn rewrite(text: &Text, bytes: &[u8], at: usize) -> Option<Text> {
             match &bytes[at + 1..end] {
                 b"" if end < bytes.len() => Some(spliced(text, at, end, &[])),
                 b"." => Some(spliced(text, at + 1, after, &[])),
-                // At the root there is nothing to go up from.
+                // At the root `..` goes nowhere.
                 b".." if at == 0 => Some(spliced(text, at + 1, after, &[])),
                 b".." => {
                     let parent = bytes[..at].iter().rposition(|b| *b == b'/')?;

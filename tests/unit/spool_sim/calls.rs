@@ -42,15 +42,15 @@ pub enum Trap {
     TornWrite,
 }
 
-/// How far a call goes.
+/// How much of a call is done.
 pub enum Outcome {
     Whole,
     Short,
-    /// The power goes on the way.
+    /// The power goes in the middle of the call.
     Torn,
 }
 
-/// The count, and the call at which something happens.
+/// The number of calls so far, and the call at which the trap springs.
 #[derive(Debug, Default)]
 pub struct Calls {
     pub count: u64,
@@ -72,12 +72,12 @@ impl SimFs {
         self.locked().calls.met
     }
 
-    /// Calls since the trap was set.
+    /// The number of calls since the trap was set.
     pub fn calls(&self) -> u64 {
         self.locked().calls.count
     }
 
-    /// No call returns before [`SimFs::thaw`].
+    /// From now on no call returns before [`SimFs::thaw`].
     pub fn freeze(&self) {
         self.locked().calls.frozen = true;
     }

@@ -8,7 +8,7 @@ use pixelgate::internals::spool::fs::{File, FileId};
 use super::calls::{Call, Outcome};
 use super::{Inode, Op, SECTOR_BYTES, SimFs, absent};
 
-/// See the module. Dropping it gives its lock back.
+/// An open file. Dropping it releases its lock.
 pub struct SimFile {
     pub fs: SimFs,
     pub inode: u64,
@@ -32,7 +32,7 @@ impl SimFile {
         Ok(act(inode))
     }
 
-    /// Makes these sectors durable, unless that is to fail.
+    /// Makes these sectors durable, unless a test makes that fail.
     fn sync_sectors(&self, sectors: BTreeSet<usize>) -> io::Result<()> {
         while self.fs.alive()?.stalled {
             std::thread::yield_now();

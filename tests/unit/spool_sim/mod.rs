@@ -4,9 +4,8 @@
 //! Two states are kept of everything: what a running process sees, and what is on the platters.
 //! A file's bytes reach the latter sector by sector with `sync_data`, names with `sync_dir`. A
 //! power loss keeps any part of the unsynced sectors, now and then a part of a sector, and a prefix
-//! of the unsynced names. A sync
-//! that failed has dropped its sectors: the next one succeeds and does not bring them back, as
-//! Linux does it.
+//! of the unsynced names. A sync that failed has dropped its sectors: the next one succeeds and
+//! does not bring them back, as on Linux.
 //!
 //! A write to a file opened with `Open::Direct` must be of whole sectors, and syncs those that it
 //! writes before it returns. Where it fails, a process sees of them what is on the platters.
@@ -45,12 +44,12 @@ pub enum Op {
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
     pub op: Op,
-    /// How many such calls still go well before.
+    /// How many calls of the kind succeed before.
     pub after: u32,
-    /// How many fail then.
+    /// How many calls fail then.
     pub times: u32,
     pub errno: i32,
-    /// Of a failing write: how much of it was done, in 256ths.
+    /// How much of a failing write is done, in 256ths.
     pub part: u8,
 }
 
@@ -179,7 +178,7 @@ impl SimFs {
         self.locked().free_bytes = bytes;
     }
 
-    /// The file system has no writes around its cache.
+    /// From now on the file system refuses writes around its cache.
     pub fn refuse_direct(&self) {
         self.locked().refuses_direct = true;
     }
@@ -249,7 +248,7 @@ impl SimFs {
         }
     }
 
-    /// Changes a file behind everybody's back.
+    /// Changes the bytes of a file as damage does: no process is involved.
     pub fn damage(&self, path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.locked();
         let id = disk.inode(path);
@@ -324,7 +323,7 @@ impl Disk {
     }
 
     fn roll(&mut self, sides: u64) -> u64 {
-        // xorshift: a test's dice need a seed, not quality.
+        // xorshift: a test's random numbers must be repeatable, not good.
         self.dice ^= self.dice << 13;
         self.dice ^= self.dice >> 7;
         self.dice ^= self.dice << 17;

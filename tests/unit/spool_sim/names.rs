@@ -121,7 +121,8 @@ impl Fs for SimFs {
         let mut disk = self.alive()?;
         disk.names_call()?;
         let all: Vec<_> = disk.unsynced.drain(..).collect();
-        // That folder alone: neither its own name nor the names below its folders come along.
+        // Only the names in that folder become durable, neither its own name nor those in its
+        // folders.
         for (call, op) in all {
             if op.path().parent() == Some(dir) {
                 apply(&mut disk.synced_names, &op);

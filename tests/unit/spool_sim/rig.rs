@@ -57,7 +57,7 @@ pub fn append_all(spool: &Spool, texts: &[&str]) {
     texts.iter().for_each(|text| append(spool, text).expect("there is room"));
 }
 
-/// What is readable now.
+/// Reads what is readable now.
 pub fn read(reader: &mut Reader) -> (Vec<String>, Vec<RecordId>) {
     let entries = reader.try_read(1_000, 1 << 20);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("as written");

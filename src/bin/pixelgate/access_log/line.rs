@@ -96,8 +96,8 @@ fn put_text(out: &mut Vec<u8>, key: &[u8], text: Option<&[u8]>) {
     }
 }
 
-/// Whether a text is its own JSON: printable ASCII without a quotation mark or a backslash. The loop
-/// has no early end, so that the compiler can test sixteen bytes at a time.
+/// Whether a text is its own JSON: printable ASCII without a quotation mark or a backslash. The
+/// loop has no early end, so that the compiler can test sixteen bytes at a time.
 fn is_plain(text: &[u8]) -> bool {
     let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') & (*byte != b'"') & (*byte != b'\\');
     text.iter().fold(true, |all, byte| all & is_plain(byte))

@@ -53,7 +53,7 @@ fn id(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// The path without symbolic links, as far as it exists.
+/// The path with its symbolic links replaced by their targets, as far as the path exists.
 fn resolved(path: &Path) -> PathBuf {
     let mut path = absolute(path).unwrap_or_else(|_| path.to_owned());
     for _ in 0..LINKS_MAX {

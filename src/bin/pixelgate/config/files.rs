@@ -1,9 +1,8 @@
 //! The files and folders that a configuration names, of which the access log must be none: its
 //! lines would spoil them.
 //!
-//! Here, paths are compared as they are written, each from the working directory on, so that no
-//! file system is asked: one of them may hang. `access_log/others.rs` compares the files themselves
-//! when the access log is opened.
+//! Here, paths are compared as texts, each made absolute, so that no file system is asked: it may
+//! hang. `access_log/others.rs` compares the files themselves when the access log is opened.
 
 use super::keys;
 use crate::access_log::config::Config as AccessLog;
@@ -11,15 +10,16 @@ use crate::access_log::others::OtherFiles;
 use std::path::{Path, PathBuf, absolute};
 use toml::{Table, Value};
 
-/// The last names of the keys that name a file which is read. Those of librdkafka's properties end
-/// with `.location`.
+/// The last parts of the keys that name a file which is read. The keys of librdkafka's properties
+/// that name a file end with `.location`.
 const FILES: [&str; 6] = ["ca", "cert", "credentials", "key", "origin_ca", "source"];
-/// That of the keys that name a folder which is written.
+/// The last part of the keys that name a folder which is written.
 const FOLDER: &str = "dir";
-/// What stands for the key of the configuration file itself.
+/// The text that stands for a key in front of the path of the configuration file itself.
 const CONFIGURATION: &str = "--config";
 
-/// The files and folders that the configuration at `path` names, with itself. `table` has its keys.
+/// The files and folders that the configuration at `path` names, and the file at `path` itself.
+/// `table` has its keys.
 pub fn named(path: &Path, table: &Table) -> OtherFiles {
     let mut others = OtherFiles::default();
     others.files.push((CONFIGURATION.to_owned(), whole(path)));
@@ -54,14 +54,14 @@ pub fn check_access_log(log: &AccessLog, others: &OtherFiles) -> Result<(), Stri
     }
 }
 
-/// The path from the root on.
+/// The absolute path. Asks no file system.
 fn whole(path: &Path) -> PathBuf {
     // Fails only without a working directory; then no relative path can be opened either.
     absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// The values that are texts, each with its key, the defaults included. The upstream has its name
-/// in its key.
+/// The values that are texts, each with its key, the defaults included. The key of an upstream's
+/// value holds the name of the upstream.
 fn texts(table: &Table) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut all = keys::defaults();

@@ -223,8 +223,8 @@ pub fn server(backend: &Backend) -> Option<&Arc<Server>> {
 struct LookUp {
     origins: Arc<[Arc<Origin>]>,
     found: Servers,
-    /// Whether names are looked up. In the first look-up they are not, so that a start does not
-    /// wait for a name server.
+    /// Whether names are looked up, and not addresses alone. It is false in the first look-up, so
+    /// that a start does not wait for a name server.
     with_names: AtomicBool,
     /// Becomes true when every name was looked up once.
     done: watch::Sender<bool>,

@@ -94,8 +94,8 @@ struct State {
     is_noted: bool,
 }
 
-/// A new configuration, of which everything that can fail is built. `None` and an empty list: that
-/// part has not changed.
+/// A new configuration, of which every part that can fail is built already. `None` or an empty
+/// list: that part has not changed.
 struct Built {
     edge: Section,
     log: logging::config::Config,

@@ -45,11 +45,12 @@ const ACCEPT_MS: u64 = 200;
 pub struct Signals {
     /// A notification asks for a reload, at SIGHUP.
     pub reload: Arc<Notify>,
-    /// Are opened again at SIGHUP, even while a file that a reload reads hangs.
+    /// The access logs, which are opened again at SIGHUP, even while a reload hangs in a file
+    /// system.
     pub access_logs: AccessLogs,
     /// The section `[edge]` in force, with `drain_seconds` and the grace period.
     pub section: Arc<ArcSwap<Config>>,
-    /// Becomes unready at a stop.
+    /// The gate, which becomes unready at a stop.
     pub gate: PixelGate,
     /// Closes the listeners when set to true.
     pub stop: watch::Sender<bool>,
@@ -64,7 +65,7 @@ pub struct Signals {
     pub sockets: Mutex<Vec<Named>>,
     /// The sockets taken over from the old process. Taken when this process accepts.
     pub inherited: Mutex<Option<InheritedSockets>>,
-    /// The lines of the log that name the listeners. Written when the edge accepts.
+    /// The log lines that name the listeners, which are written when the edge accepts.
     pub announcement: Vec<String>,
     /// The handlers of the signals. Taken when the edge accepts.
     pub handlers: Mutex<Option<Handlers>>,

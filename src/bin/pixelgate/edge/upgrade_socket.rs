@@ -43,18 +43,18 @@ pub struct Maker {
     /// Whether the first socket takes the place of one on which another process listens: that
     /// process is the one that this process replaces.
     pub replaces: bool,
-    /// While there is a successor, the path is its place.
+    /// The state of the successor. While there is one, the socket at the path is the successor's.
     pub successor: watch::Receiver<Successor>,
     /// The faults of this process.
     pub faults: Faults,
 }
 
-/// What is at the path.
-enum Found {
+/// What is at the path of the socket.
+enum PathState {
     Ours,
     /// A socket on which another process listens.
     Another,
-    /// Nothing, or what an ended process left.
+    /// None, or a socket of a process that has ended.
     Free,
 }
 
@@ -113,11 +113,11 @@ impl Maker {
             return Ok(None);
         }
         match self.find(*made) {
-            Found::Ours => return Ok(None),
-            Found::Another if !self.replaces => {
+            PathState::Ours => return Ok(None),
+            PathState::Another if !self.replaces => {
                 return Err(io::Error::other("another edge offers its sockets here"));
             }
-            Found::Another | Found::Free => {}
+            PathState::Another | PathState::Free => {}
         }
         let listener = listen(&self.path)?;
         *made = identity(&self.path);
@@ -125,11 +125,11 @@ impl Maker {
         Ok(Some(listener))
     }
 
-    fn find(&self, made: Option<Identity>) -> Found {
+    fn find(&self, made: Option<Identity>) -> PathState {
         match identity(&self.path) {
-            Some(found) if made == Some(found) => Found::Ours,
-            Some(_) if is_used(&self.path) => Found::Another,
-            _ => Found::Free,
+            Some(found) if made == Some(found) => PathState::Ours,
+            Some(_) if is_used(&self.path) => PathState::Another,
+            _ => PathState::Free,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub const START_LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts `work` on another thread, and waits for at most `limit` for the value that it sends.
-/// `None`: it has sent none yet, and goes on.
+/// `None`: `work` has not sent a value in time, and goes on; or the thread could not be started.
 pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce(SyncSender<T>) + Send + 'static,

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 const OTHERS: [&str; 7] =
     ["pingora", "pingora_core", "pingora_proxy", "hyper", "h2", "reqwest", "rustls"];
 
-/// The variable of the environment whose levels come before `log.level`.
+/// The environment variable whose levels override `log.level`.
 const LEVELS: &str = "RUST_LOG";
 
 /// The logger in use, which a reload replaces.

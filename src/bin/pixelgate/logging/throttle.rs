@@ -16,7 +16,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// The beginnings of the targets whose lines remote clients can cause.
 const TARGETS: [&str; 2] = ["pingora", "h2"];
 
-/// Errors of Pingora that are none.
+/// The beginnings of lines that Pingora logs as errors although nothing is wrong.
 const HARMLESS: [&str; 1] = [
     // Two requests wanted one idle connection to an origin, or it was closed meanwhile: this one
     // opens another connection.
