@@ -8,6 +8,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+/// Pieces have their full length while at most this part of all bytes is reserved: with the default
+/// of 256 MiB and 80 KiB for each, by 102 exchanges.
+pub(crate) const AMPLE_DIVISOR: usize = 32;
+
 /// Counts the bytes of bodies that wait in memory; clones share the count.
 ///
 /// ```
@@ -41,6 +45,11 @@ impl BufferedBytes {
     /// Makes the count full at `bytes_max` bytes. Bytes that are reserved stay reserved.
     pub fn set_max(&self, bytes_max: usize) {
         self.0.bytes_max.store(bytes_max, Relaxed);
+    }
+
+    /// Whether so few bytes are reserved that an exchange may have pieces of full length.
+    pub(crate) fn is_ample(&self) -> bool {
+        self.0.held.load(Relaxed) <= self.bytes_max() / AMPLE_DIVISOR
     }
 
     fn bytes_max(&self) -> usize {
@@ -86,5 +95,16 @@ mod tests {
         drop(first);
         assert!(buffered.reserve(5).is_some());
         assert!(buffered.reserve_window(1).is_some() && buffered.reserve_window(2).is_none());
+    }
+
+    #[test]
+    fn bytes_are_ample_while_a_small_part_of_them_is_reserved() {
+        let buffered = BufferedBytes::new(10 * AMPLE_DIVISOR);
+        let first = buffered.reserve(10);
+        assert!(buffered.is_ample());
+        let second = buffered.reserve(1);
+        assert!(!buffered.is_ample());
+        drop((first, second));
+        assert!(buffered.is_ample());
     }
 }

@@ -23,6 +23,11 @@ const BYTES_PER_FRAME: u64 = 32;
 /// The most frames that a client can have left: enough to update a window of 6 MiB in small steps.
 const FRAMES_LEFT_MAX: u32 = 50_000;
 
+/// The number of received frames after which a connection lets other tasks run. A connection that
+/// reads all that its client sends would keep a thread for milliseconds, and with it the requests
+/// of all other clients.
+const FRAMES_PER_TURN: u32 = 64;
+
 /// What a client may still send in this tick, and what the watchdog needs to know. The frame
 /// counter and the watchdog share it, in one task. The fields are atomics only because the type
 /// must be `Sync`.
@@ -32,6 +37,10 @@ pub struct FrameBudget {
     moved: AtomicBool,
     /// The number of header blocks that began on this connection.
     blocks: AtomicU32,
+    /// Whether a frame came that can end a stream before it is accepted.
+    may_have_ended: AtomicBool,
+    /// Frames that were received since the connection was polled.
+    turn_frames: AtomicU32,
     /// Whether the last header block has not ended yet.
     block_open: AtomicBool,
     resets_left: AtomicU32,
@@ -50,6 +59,8 @@ impl FrameBudget {
         Self {
             moved: AtomicBool::new(true),
             blocks: AtomicU32::new(0),
+            may_have_ended: AtomicBool::new(false),
+            turn_frames: AtomicU32::new(0),
             block_open: AtomicBool::new(false),
             resets_left: AtomicU32::new(resets_max),
             frames_left: AtomicU32::new(FRAMES_MAX),
@@ -62,6 +73,10 @@ impl FrameBudget {
 
     /// Counts a received frame. Returns the limit that it exceeds as the error.
     pub fn frame_received(&self, frame: Frame) -> Result<(), Limit> {
+        if frame.stream != 0 && !matches!(frame.kind, Frame::HEADERS | Frame::CONTINUATION) {
+            self.may_have_ended.store(true, Relaxed);
+        }
+        self.turn_frames.store(self.turn_frames.load(Relaxed).saturating_add(1), Relaxed);
         let ends_block = frame.flags & Frame::END_HEADERS != 0;
         let allowed = match frame.kind {
             Frame::HEADERS => {
@@ -93,6 +108,23 @@ impl FrameBudget {
             }
         }
         Ok(())
+    }
+
+    /// Whether a stream of this connection may have ended before it was accepted: by RST_STREAM, or
+    /// by a frame that is an error of the stream, as a window above 2^31 - 1 is.
+    pub fn may_have_ended(&self) -> bool {
+        self.may_have_ended.load(Relaxed)
+    }
+
+    /// Begins a turn of the connection: its task is polled.
+    pub fn begin_turn(&self) {
+        self.turn_frames.store(0, Relaxed);
+    }
+
+    /// Whether the connection has received so many frames that other tasks should run before it
+    /// reads more.
+    pub fn turn_is_over(&self) -> bool {
+        self.turn_frames.load(Relaxed) >= FRAMES_PER_TURN
     }
 
     /// Notes that bytes were received.
@@ -230,6 +262,20 @@ mod tests {
             budget.frame_received(REQUEST).unwrap();
             assert_eq!(budget.frame_received(frame(8, 0)), Ok(()));
             assert_eq!(budget.frame_received(frame(8, 0)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_turn_ends_after_so_many_frames_of_any_kind() {
+        let (budget, _stopping) = budget(&Limits::default());
+        for _ in 0..2 {
+            budget.begin_turn();
+            for kind in [Frame::HEADERS, Frame::DATA, PING, 8].repeat(FRAMES_PER_TURN as usize / 4)
+            {
+                assert!(!budget.turn_is_over());
+                budget.frame_received(frame(kind, Frame::END_HEADERS)).unwrap();
+            }
+            assert!(budget.turn_is_over());
         }
     }
 

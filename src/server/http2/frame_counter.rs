@@ -117,6 +117,10 @@ impl AsyncRead for FrameCounter {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.budget.turn_is_over() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         if !replay(&mut this.received, buf) {
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;

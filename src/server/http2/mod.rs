@@ -87,13 +87,18 @@ where
         let budget = Arc::new(FrameBudget::new(limits, stop));
         let uploads = Arc::<Uploads>::default();
         let streams = Streams::new(self.clone(), &stream, uploads.clone(), shutdown.clone());
-        let (counted, mut exceeded) = FrameCounter::new(stream, received, budget.clone(), uploads);
+        let (counted, mut exceeded) =
+            FrameCounter::new(stream, received, budget.clone(), uploads.clone());
         let tick = limits.header_timeout;
         let mut ticks = interval_at(tokio::time::Instant::now() + tick, tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
         let mut is_stopping = false;
-        let mut serving = pin!(poll_last(Box::pin(streams.serve(counted, limits, stopping))));
+        let mut turns = Box::pin(streams.serve(counted, limits, &budget, stopping));
+        let mut serving = pin!(poll_last(poll_fn(|cx| {
+            budget.begin_turn();
+            turns.as_mut().poll(cx)
+        })));
         let limit = loop {
             tokio::select! {
                 biased;
@@ -108,6 +113,8 @@ where
             }
         };
         if let Some(limit) = limit {
+            // What was received of them is not worth sending on, and takes memory until it is.
+            uploads.reset_all();
             self.admission.limit_reporter.report(limit);
         }
     }

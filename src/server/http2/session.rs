@@ -193,6 +193,20 @@ impl Http2Session {
         Ok(())
     }
 
+    /// The next piece of the body. Once the answer was sent whole, nothing else limits the wait: a
+    /// client that sends nothing would hold the exchange, and its connection to the origin, for as
+    /// long as it sends PINGs. After an error the `h2` crate resets the stream with NO_ERROR.
+    async fn next_data(&mut self) -> Result<Option<Bytes>> {
+        let next = self.body.data();
+        let data = match self.write_timeout.filter(|_| self.ended) {
+            Some(limit) => timeout(limit, next)
+                .await
+                .map_err(|_| Error::new(ErrorType::ReadTimedout).into_down())?,
+            None => next.await,
+        };
+        data.transpose().map_err(read_error)
+    }
+
     fn keep_for_retry(&mut self, data: &[u8]) {
         let Some(retry) = &mut self.retry else { return };
         if retry.len() + data.len() > RETRY_BYTES_MAX {
@@ -260,14 +274,13 @@ impl Session for Http2Session {
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         loop {
             poll_fn(|_| exchange::poll_request_taken()).await;
-            let Some(data) = self.body.data().await else {
+            let Some(data) = self.next_data().await? else {
                 if !self.body_ended {
                     self.read_trailers().await?;
                 }
                 self.body_ended = true;
                 return Ok(None);
             };
-            let data = data.map_err(read_error)?;
             // An empty piece would be written to an HTTP/1 origin as the last chunk.
             if data.is_empty() {
                 continue;

@@ -3,6 +3,7 @@
 //! Both ways use the same judge and the same responses. Answering here saves the state of about
 //! 30 KiB that Pingora creates, and copies, for every request that it might have to proxy.
 
+use super::frame_budget::FrameBudget;
 use super::frame_counter::FrameCounter;
 use super::options::{CONNECTION_WINDOW_BYTES, h2_options};
 use super::request::{check, join_cookies};
@@ -34,6 +35,7 @@ use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Waker};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -140,6 +142,7 @@ where
         self: Arc<Self>,
         io: FrameCounter,
         limits: &Limits,
+        budget: &FrameBudget,
         mut stopping: watch::Receiver<bool>,
     ) -> Option<Limit> {
         let io = Rewriter::new(io, limits.header_bytes_max);
@@ -162,7 +165,10 @@ where
                 () = idle(&mut open, limits.keepalive), if !is_stopping => break,
             };
             match accepted {
-                Some(Ok((request, respond))) => {
+                Some(Ok((request, mut respond))) => {
+                    if budget.may_have_ended() && is_reset(&mut respond) {
+                        continue;
+                    }
                     if !request.body().is_end_stream() && window.is_none() {
                         window = self.widen(&mut connection);
                     }
@@ -303,6 +309,11 @@ where
         }
         None
     }
+}
+
+/// Whether a stream that was just accepted was reset, by either side.
+fn is_reset(respond: &mut SendResponse<Bytes>) -> bool {
+    respond.poll_reset(&mut TaskContext::from_waker(Waker::noop())).is_ready()
 }
 
 /// Waits until the connection should take no more requests.

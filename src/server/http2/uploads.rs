@@ -44,6 +44,11 @@ impl Uploads {
             upload.reset.notify_one();
         }
     }
+
+    /// Notes that the connection has ended, and all of its streams with it.
+    pub fn reset_all(&self) {
+        self.0.lock().values().for_each(|upload| upload.reset.notify_one());
+    }
 }
 
 impl Upload {
@@ -89,6 +94,9 @@ mod tests {
         assert_eq!(cancelled.as_mut().poll(cx), Poll::Pending, "another stream");
         uploads.reset(1);
         assert_eq!(cancelled.as_mut().poll(cx), Poll::Ready(()));
+        second.upload.proxied();
+        uploads.reset_all();
+        assert_eq!(pin!(second.upload.cancelled()).poll(cx), Poll::Ready(()));
         drop(second);
         assert_eq!(uploads.0.lock().len(), 1);
     }

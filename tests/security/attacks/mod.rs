@@ -8,8 +8,9 @@ use crate::frames::{
     Client, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, WINDOW_UPDATE, block, frame, get, literal,
 };
 use crate::harness::{Edge, Setup};
-use crate::origin::Origin;
-use crate::refused;
+use crate::nginx::Nginx;
+use crate::origin::{Credulity, Origin};
+use crate::{refused, wait_refused};
 
 /// Most memory that an attack on one connection may take, in KiB, in any build.
 const ATTACK_KIB_MAX: u64 = 24 << 10;
@@ -93,4 +94,36 @@ fn idle_uploads_end_at_the_timeout_of_the_origin() {
         clients
     });
     assert!(!edge.log().contains("does not answer"), "the client is late, not the origin");
+}
+
+/// An origin may answer before it has the body. What is left of the exchange then would cost its
+/// memory and a connection to the origin for as long as the client sends PINGs.
+#[test]
+fn an_upload_that_stops_after_its_answer_ends() {
+    // Answers without reading the body.
+    let origin = Nginx::start();
+    let edge = Setup::default().origin(origin.address).edge("write_timeout_seconds = 1").start();
+    let mut client = Client::open(edge.address, b"");
+    let header = [block("POST", "/page"), literal("content-length", "9")].concat();
+    client.send(&frame(HEADERS, END_HEADERS, 1, &header));
+    assert_eq!(client.next_of(HEADERS).flags & END_STREAM, END_STREAM);
+    let reset = client.next_of(RST_STREAM);
+    // NO_ERROR (RFC 9113, section 8.1).
+    assert_eq!((reset.stream, &reset.payload[..]), (1, &[0; 4][..]));
+    wait_refused(&edge, "body_syntax", 1);
+    client.send(&get(3, "/page"));
+    assert_eq!(client.next_of(HEADERS).stream, 3);
+}
+
+/// CVE-2023-44487 and CVE-2025-8671: work for a stream that has ended is what they live on.
+#[test]
+fn a_stream_that_ends_with_its_request_starts_nothing() {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    let mut client = Client::open(edge.address, b"");
+    let cancelled = [get(1, "/cancelled"), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])].concat();
+    let broken = [get(3, "/broken"), frame(WINDOW_UPDATE, 0, 3, &[0x7f, 255, 255, 255])].concat();
+    client.send(&[cancelled, broken, get(5, "/served")].concat());
+    assert_eq!(client.next_of(HEADERS).stream, 5);
+    assert_eq!(origin.request_lines(Credulity::Chunks), ["GET /served HTTP/1.1"]);
 }

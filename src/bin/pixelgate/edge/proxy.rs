@@ -371,6 +371,11 @@ impl ProxyHttp for Edge {
                 self.gate.metrics().count_refused(Limit::WriteTime);
                 return gone;
             }
+            // The rest of the body has not come although the answer was sent.
+            (ErrorSource::Downstream, ErrorType::ReadTimedout) if has_begun(session) => {
+                self.gate.metrics().count_refused(Limit::BodySyntax);
+                return gone;
+            }
             // The body is malformed or not complete.
             (ErrorSource::Downstream, _) if fails_in_body(session) => {
                 self.gate.metrics().count_refused(Limit::BodySyntax);
