@@ -6,7 +6,7 @@
 //! caller only, and never log it.
 
 use crate::event;
-use crate::event::{Context, Hint, Judged, ParamHint, Rules, escape_hidden, hints, is_hidden};
+use crate::event::{Hint, Judged, ParamHint, Rules, escape_hidden, hints, is_hidden};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::portals::PortalVerdict;
 use crate::request::path::Reading;
@@ -141,7 +141,7 @@ pub fn explain<'a>(
     // A browser sends a link without its fragment.
     let query = link_query.split('#').next().unwrap_or_default();
     let request = EventRequest { method: &Method::GET, reading, query: query.as_bytes() };
-    let mut accepted = AcceptedEvent::blank(Context::default());
+    let mut accepted = AcceptedEvent::blank();
     let decision = gate.consider(request, &mut accepted);
     let names: Vec<String> = match &accepted.route {
         Some(route) => route.names().map(str::to_owned).collect(),

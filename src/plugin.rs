@@ -254,7 +254,7 @@ impl PixelGate {
             reading,
             query: if form.is_empty() { query } else { &joined },
         };
-        self.judge(settings, request, self.context_of(settings, session), record, note)
+        self.judge(settings, request, || self.context_of(settings, session), record, note)
     }
 
     fn context_of<'s>(&'s self, settings: &'s Settings, session: &'s ServerSession) -> Context<'s> {
@@ -302,15 +302,15 @@ impl PixelGate {
         let _ = sent.await;
     }
 
-    /// Judges an event request, and stages an accepted event in the spool. `context` holds the
-    /// data of its headers and of its connection. `note` receives the event as in
-    /// [`PixelGate::answer_event`]. In `record` the visitor is filled in, as far as `[privacy]`
-    /// allows.
+    /// Judges an event request, and stages an accepted event in the spool. `context` gives the
+    /// data of its headers and of its connection, where they are needed. `note` receives the event
+    /// as in [`PixelGate::answer_event`]. In `record` the visitor is filled in, as far as
+    /// `[privacy]` allows.
     pub(crate) fn judge<'a>(
         &self,
         settings: &'a Settings,
         request: EventRequest<'a>,
-        context: Context<'a>,
+        context: impl Fn() -> Context<'a>,
         record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
@@ -321,15 +321,14 @@ impl PixelGate {
             state.count_rejected(gate, portal, is_listed);
             NextStep::Respond(EventResponse::Rejected(rejection, portal))
         };
-        let mut accepted = AcceptedEvent::blank(context);
-        let decision = gate.judge(request, &mut accepted);
+        let mut accepted = AcceptedEvent::blank();
+        let decision = gate.judge(request, &context, &mut accepted);
         note(&accepted.event);
         let (portal, is_listed) = (accepted.event.portal, accepted.is_listed);
         if let Some(record) = record {
             // The context of an accepted event is reduced already.
             if decision != Decision::Accept {
-                let context = std::mem::take(&mut accepted.context);
-                accepted.context = gate.reduced_for(portal, query, context);
+                accepted.context = gate.reduced_for(portal, query, context());
             }
             record.note_visitor(&accepted.context);
         }

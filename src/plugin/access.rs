@@ -113,8 +113,11 @@ impl AccessRecord {
     pub(crate) fn note_visitor(&mut self, context: &Context<'_>) {
         self.client = context.ip;
         self.user_agent = context.user_agent.as_deref().map(str::to_owned);
-        let without_query = |referer: &str| referer.split('?').next().map(str::to_owned);
-        self.referer = context.referer.as_deref().and_then(without_query);
+        let without_query = |referer: &str| {
+            let end = memchr::memchr(b'?', referer.as_bytes()).unwrap_or(referer.len());
+            referer[..end].to_owned()
+        };
+        self.referer = context.referer.as_deref().map(without_query);
     }
 
     /// Fills in the status and the length of the response that `session` has sent so far.

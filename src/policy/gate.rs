@@ -58,14 +58,13 @@ pub struct AcceptedEvent<'a> {
     pub would_reject: Option<Reason>,
 }
 
-impl<'a> AcceptedEvent<'a> {
-    /// An empty event for [`Gate::judge`] to fill in, with the data of the request's headers and of
-    /// its connection. The caller provides it because an event is large, and moving one costs more
-    /// than some checks.
-    pub fn blank(context: Context<'a>) -> Self {
+impl AcceptedEvent<'_> {
+    /// An empty event for [`Gate::judge`] to fill in. The caller provides it because an event is
+    /// large, and moving one costs more than some checks.
+    pub fn blank() -> Self {
         AcceptedEvent {
             event: Event::blank(),
-            context,
+            context: Context::default(),
             ignored: event::IgnoredParams::new(),
             route: None,
             is_listed: None,
@@ -122,33 +121,38 @@ impl Gate {
         &self.rules
     }
 
-    /// Judges a request, and fills in `accepted`, which must be blank.
+    /// Judges a request, and fills in `accepted`, which must be blank. `context` gives the data of
+    /// the request's headers and of its connection. It is called only for an event that the portal
+    /// policy takes, because most rejected events have failed before, and the context costs as much
+    /// as many checks.
     ///
     /// If the decision is not [`Decision::Accept`], `accepted` holds the portal and the name of the
-    /// event if they are valid, whether the portal is listed if that is known, and the context,
-    /// which [`Gate::reduced_for`] has yet to reduce; everything else in it is meaningless. A
-    /// request for a path that is not the event path is rejected as `unknown_path`.
+    /// event if they are valid, and whether the portal is listed if that is known; everything else
+    /// in it is meaningless. A request for a path that is not the event path is rejected as
+    /// `unknown_path`.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
+        context: impl FnOnce() -> Context<'a>,
         accepted: &mut AcceptedEvent<'a>,
     ) -> Decision {
-        self.judge_by(request, accepted, |policy| policy.take_rate())
+        self.judge_by(request, context, accepted, |policy| policy.take_rate())
     }
 
-    /// Judges as [`Gate::judge`] does, but does not count the event against the portal's rate and
-    /// quota.
+    /// Judges as [`Gate::judge`] does, without a context, and does not count the event against the
+    /// portal's rate and quota.
     pub fn consider<'a>(
         &self,
         request: EventRequest<'a>,
         accepted: &mut AcceptedEvent<'a>,
     ) -> Decision {
-        self.judge_by(request, accepted, |_| Ok(()))
+        self.judge_by(request, Context::default, accepted, |_| Ok(()))
     }
 
     fn judge_by<'a>(
         &self,
         request: EventRequest<'a>,
+        context: impl FnOnce() -> Context<'a>,
         accepted: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Decision {
@@ -162,7 +166,7 @@ impl Gate {
             Method::OPTIONS => return Decision::Preflight,
             _ => return Decision::Reject(Rejection::of(Reason::MethodNotAllowed)),
         }
-        match self.admit(request.query, accepted, take_rate) {
+        match self.admit(request.query, context, accepted, take_rate) {
             Ok(()) => Decision::Accept,
             Err(rejection) => Decision::Reject(rejection),
         }
@@ -172,6 +176,7 @@ impl Gate {
     fn admit<'a>(
         &self,
         query: &'a [u8],
+        context: impl FnOnce() -> Context<'a>,
         accepted: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Result<(), Rejection> {
@@ -183,6 +188,7 @@ impl Gate {
             PortalVerdict::WouldReject(reason) => accepted.would_reject = Some(reason),
             PortalVerdict::Rejected(reason) => return Err(Rejection::of(reason)),
         }
+        accepted.context = context();
         if self.privacy.rejects(&accepted.context) {
             return Err(Rejection::of(Reason::PrivacyOptOut));
         }

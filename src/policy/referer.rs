@@ -6,6 +6,28 @@
 use std::borrow::Cow;
 use url::{Origin, Url};
 
+/// A byte of a host name: a lower-case letter, a digit or a dot.
+const HOST: u8 = 0;
+const HYPHEN: u8 = 1;
+/// A byte that ends a host name, or that no ordinary one has.
+const NO_HOST: u8 = 2;
+
+/// The class of each byte. Every event has its referer's host read, and comparisons would cost
+/// several times as much.
+static HOST_CLASS: [u8; 256] = {
+    let mut table = [NO_HOST; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            b'a'..=b'z' | b'0'..=b'9' | b'.' => HOST,
+            b'-' => HYPHEN,
+            _ => NO_HOST,
+        };
+        byte += 1;
+    }
+    table
+};
+
 /// The scheme, host and port of a referer. `None` if the value is not an absolute URL with a host.
 pub(super) fn origin(referer: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if let Some(end) = plain_origin_end(&referer) {
@@ -46,17 +68,20 @@ pub(super) fn without_secrets(referer: Cow<'_, str>, keep_query: bool) -> Option
 fn plain_origin_end(referer: &str) -> Option<usize> {
     let rest = referer.strip_prefix("http")?;
     let host = rest.strip_prefix("s://").or_else(|| rest.strip_prefix("://"))?;
-    // The search is in bytes, because a search in a `str` costs several times as much, and every
-    // event comes here.
     let host = host.as_bytes();
-    let is_host = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
-    let length = host.iter().position(|byte| !is_host(byte)).unwrap_or(host.len());
+    let mut has_hyphen = false;
+    let is_end = |byte: &u8| {
+        let class = HOST_CLASS[usize::from(*byte)];
+        has_hyphen |= class == HYPHEN;
+        class == NO_HOST
+    };
+    let length = host.iter().position(is_end).unwrap_or(host.len());
     let (host, rest) = host.split_at(length);
     let ends = matches!(rest.first(), None | Some(b'/' | b'?' | b'#'));
     // A host whose last label begins with a letter is not an IPv4 address.
-    let last = host.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
+    let last = &host[memchr::memrchr(b'.', host).map_or(0, |dot| dot + 1)..];
     // Few names have a hyphen, so that this costs less than to search for Punycode in all.
-    let is_punycode = host.contains(&b'-') && host.windows(4).any(|part| part == b"xn--");
+    let is_punycode = has_hyphen && host.windows(4).any(|part| part == b"xn--");
     let is_name = last.first().is_some_and(u8::is_ascii_lowercase) && !is_punycode;
     (ends && is_name).then_some(referer.len() - rest.len())
 }

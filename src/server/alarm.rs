@@ -4,8 +4,9 @@
 //! wait has ended. It is moved only if it would fire too late for the next wait, or if it has fired
 //! too early for it, which happens once in many waits.
 
+use pingora::server::ShutdownWatch;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -22,6 +23,52 @@ pub fn poll_until(mut timer: Pin<&mut Sleep>, until: Instant, cx: &mut Context<'
         timer.as_mut().reset(until);
     }
     Poll::Pending
+}
+
+/// What ends the waits of a connection for its next request, beside the request: a timer and the
+/// stop of the server.
+pub struct WaitLimits<'c, F> {
+    pub timer: Pin<&'c mut Sleep>,
+    /// Resolves at the stop of the server.
+    pub stopped: Pin<&'c mut F>,
+    /// The waker that both hold since an earlier wait. `None` at first.
+    pub registered: Option<Waker>,
+}
+
+/// What ended a wait.
+#[derive(Debug, PartialEq, Eq)]
+pub enum WaitEnd {
+    Late,
+    Stopped,
+}
+
+impl<F: Future> WaitLimits<'_, F> {
+    /// Polls whether `until` has come or the server has stopped, which changes `shutdown`.
+    ///
+    /// Polling the timer and the stop registers the waker again, under a lock that connections
+    /// share. So this is left out while both hold the waker and neither is ready.
+    pub fn poll(
+        &mut self,
+        until: Instant,
+        shutdown: &ShutdownWatch,
+        cx: &mut Context<'_>,
+    ) -> Poll<WaitEnd> {
+        let is_registered = self.registered.as_ref().is_some_and(|held| held.will_wake(cx.waker()));
+        let timer_waits = self.timer.deadline() <= until && !self.timer.is_elapsed();
+        if is_registered && timer_waits && matches!(shutdown.has_changed(), Ok(false)) {
+            return Poll::Pending;
+        }
+        if poll_until(self.timer.as_mut(), until, cx).is_ready() {
+            return Poll::Ready(WaitEnd::Late);
+        }
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(WaitEnd::Stopped);
+        }
+        if !is_registered {
+            self.registered = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
 }
 
 /// Limits the length of waits that follow each other, with one timer.
@@ -54,7 +101,11 @@ impl Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use std::future::poll_fn;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::Wake;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -77,6 +128,60 @@ mod tests {
             tokio::time::sleep(LIMIT / 3).await;
             alarm.end_wait();
         }
+    }
+
+    /// A stop that counts how often it is polled.
+    async fn stop(mut shutdown: ShutdownWatch, polls: &Cell<u32>) {
+        let mut stopped = pin!(shutdown.wait_for(|stop| *stop));
+        poll_fn(|cx| {
+            polls.set(polls.get() + 1);
+            stopped.as_mut().poll(cx).map(|_| ())
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_late_or_by_the_stop_however_rarely_both_are_polled() {
+        let (stops, shutdown) = tokio::sync::watch::channel(false);
+        let polls = Cell::new(0);
+        let stopped = pin!(stop(shutdown.clone(), &polls));
+        let timer = pin!(tokio::time::sleep(LIMIT));
+        let mut limits = WaitLimits { timer, stopped, registered: None };
+        let began = Instant::now();
+        for _ in 0..5 {
+            // Each wait ends early, by a request.
+            let until = Instant::now() + LIMIT;
+            let polled = poll_fn(|cx| Poll::Ready(limits.poll(until, &shutdown, cx))).await;
+            assert_eq!(polled, Poll::Pending);
+        }
+        assert_eq!(polls.get(), 1);
+        let late = poll_fn(|cx| limits.poll(began + LIMIT, &shutdown, cx)).await;
+        assert_eq!((late, began.elapsed().as_secs()), (WaitEnd::Late, LIMIT.as_secs()));
+        // A wait that is shorter than the one before moves the timer.
+        let until = Instant::now() + LIMIT / 2;
+        let late = poll_fn(|cx| limits.poll(until, &shutdown, cx)).await;
+        assert_eq!((late, Instant::now() >= until), (WaitEnd::Late, true));
+        // The next waker is another one, so both must get it.
+        let waker = Waker::from(Arc::new(Woken));
+        let until = Instant::now() + LIMIT;
+        for _ in 0..2 {
+            let cx = &mut Context::from_waker(&waker);
+            assert_eq!(limits.poll(until, &shutdown, cx), Poll::Pending);
+        }
+        let before = polls.get();
+        let stopping = poll_fn(|cx| limits.poll(until, &shutdown, cx));
+        let stops = async {
+            tokio::task::yield_now().await;
+            stops.send(true).unwrap();
+        };
+        let (end, ()) = tokio::join!(stopping, stops);
+        assert_eq!((end, polls.get()), (WaitEnd::Stopped, before + 2));
+    }
+
+    struct Woken;
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {}
     }
 
     #[test]

@@ -23,7 +23,9 @@ thread_local! {
 pub fn replay(ahead: &mut BytesMut, buf: &mut ReadBuf<'_>) -> bool {
     if ahead.is_empty() {
         // Frees the allocation: an idle connection holds no memory here.
-        *ahead = BytesMut::new();
+        if ahead.capacity() > 0 {
+            *ahead = BytesMut::new();
+        }
         return false;
     }
     buf.put_slice(&ahead.split_to(ahead.len().min(buf.remaining())));

@@ -81,9 +81,9 @@ impl Worker {
             query: target.query,
         };
         let names = self.gate.rules().context_names();
-        let context = context(&self.headers, Some(peer), &self.trusted, names);
-        let mut accepted = AcceptedEvent::blank(context);
-        if self.gate.judge(request, &mut accepted) != Decision::Accept {
+        let context = || context(&self.headers, Some(peer), &self.trusted, names);
+        let mut accepted = AcceptedEvent::blank();
+        if self.gate.judge(request, context, &mut accepted) != Decision::Accept {
             return false;
         }
         let commit = self.spool.append(|out| _ = self.gate.encode(&accepted, out)).unwrap();

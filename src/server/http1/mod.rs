@@ -10,7 +10,7 @@ mod request_stream;
 pub mod target;
 pub mod trailers;
 
-use super::alarm::poll_until;
+use super::alarm::{WaitEnd, WaitLimits};
 use super::connection::{Connection, Head};
 use super::exchange;
 use super::fast_path::request::{FastRequest, request_line};
@@ -42,17 +42,15 @@ use request_stream::RequestStream;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant as StdInstant};
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A fast-path event request that has its verdict and may still wait for the disk.
 struct JudgedRequest<'f> {
-    /// The length of its header, in bytes.
-    length: usize,
     step: NextStep,
     image: bool,
     /// Whether the client sent `Connection: close`.
@@ -64,8 +62,8 @@ struct JudgedRequest<'f> {
 
 /// What the fast path has found in the first bytes of a request.
 enum FastPath<'f> {
-    /// A whole event request, which has its verdict.
-    Judged(JudgedRequest<'f>),
+    /// A whole event request, which has its verdict, and the length of its header in bytes.
+    Judged(JudgedRequest<'f>, usize),
     /// The whole header of another plain request, which has this length in bytes.
     Plain(usize),
     /// The request is not plain, or its header is not whole.
@@ -96,8 +94,8 @@ impl<SV> Server<SV> {
         let read = read_buffer::poll_read(&mut **stream, cx, |bytes| {
             self.refresh(in_force);
             let plain = match self.take_fast_path(bytes, *peer, in_force) {
-                FastPath::Judged(judged) => {
-                    received.extend_from_slice(&bytes[judged.length..]);
+                FastPath::Judged(judged, length) => {
+                    received.extend_from_slice(&bytes[length..]);
                     return Arrival::Judged(judged);
                 }
                 FastPath::Plain(length) => Some(length),
@@ -109,28 +107,23 @@ impl<SV> Server<SV> {
         read.map(|read| read.unwrap_or(Arrival::Closed))
     }
 
-    /// Waits for a connection's next bytes until its read timeout or until `stopped` resolves.
-    ///
-    /// `alarm` lives as long as the connection: a timer for each request would cost more than
-    /// judging an event.
+    /// Waits for a connection's next bytes until its read timeout or until the server stops.
     async fn wait(
         &self,
         connection: &mut Connection,
-        mut alarm: Pin<&mut Sleep>,
-        mut stopped: Pin<&mut impl Future>,
+        limits: &mut WaitLimits<'_, impl Future>,
+        shutdown: &ShutdownWatch,
     ) -> Arrival<'_> {
-        if connection.received.is_empty() {
+        if connection.received.is_empty() && connection.received.capacity() > 0 {
             connection.received = BytesMut::new();
         }
         let until = Instant::now() + self.read_timeout(connection);
-        poll_fn(|cx| {
-            if let Poll::Ready(arrival) = self.poll_arrival(connection, cx) {
-                return Poll::Ready(arrival);
-            }
-            if poll_until(alarm.as_mut(), until, cx).is_ready() {
-                return Poll::Ready(Arrival::Late);
-            }
-            stopped.as_mut().poll(cx).map(|_| Arrival::Closed)
+        poll_fn(|cx| match self.poll_arrival(connection, cx) {
+            Poll::Ready(arrival) => Poll::Ready(arrival),
+            Poll::Pending => limits.poll(until, shutdown, cx).map(|end| match end {
+                WaitEnd::Late => Arrival::Late,
+                WaitEnd::Stopped => Arrival::Closed,
+            }),
         })
         .await
     }
@@ -172,20 +165,15 @@ impl<SV> Server<SV> {
         let names = settings.gate.rules().context_names();
         let trusted = &settings.trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let context = request.seen.context(&request, peer, trusted, names);
+        let context = || request.seen.context(&request, peer, trusted, names);
         let begin = |log: &AccessLog| begin_record(log, settings, &request);
         let mut record = in_force.access_log.as_ref().map(begin);
         let event_request =
             EventRequest { method: &FastRequest::METHOD, reading, query: target.query };
         let step = self.gate.judge(settings, event_request, context, record.as_deref_mut(), |_| {});
-        FastPath::Judged(JudgedRequest {
-            length,
-            step,
-            image,
-            closes,
-            record,
-            _in_flight_guard: in_flight_guard,
-        })
+        let judged =
+            JudgedRequest { step, image, closes, record, _in_flight_guard: in_flight_guard };
+        FastPath::Judged(judged, length)
     }
 
     /// Answers a judged request once its event is on disk as configured. Returns whether the
@@ -275,10 +263,13 @@ where
         shutdown: ShutdownWatch,
     ) {
         let mut stopping = shutdown.clone();
-        let mut stopped = pin!(stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()));
-        let mut alarm = pin!(sleep(self.read_timeout(&connection)));
+        let mut limits = WaitLimits {
+            timer: pin!(sleep(self.read_timeout(&connection))),
+            stopped: pin!(stopping.wait_for(|stop| *stop && self.in_flight.closes_idle())),
+            registered: None,
+        };
         loop {
-            let arrival = self.wait(&mut connection, alarm.as_mut(), stopped.as_mut()).await;
+            let arrival = self.wait(&mut connection, &mut limits, &shutdown).await;
             let first = connection.requests == 0;
             connection.requests = connection.requests.saturating_add(1);
             match arrival {
@@ -329,8 +320,8 @@ where
         };
         let Connection { stream, received, peer, requests, .. } = &mut connection;
         match self.take_fast_path(&received[..end], *peer, &in_force) {
-            FastPath::Judged(mut judged) => {
-                received.advance(judged.length);
+            FastPath::Judged(mut judged, length) => {
+                received.advance(length);
                 let keeps = self.answer(&mut connection, &mut judged, shutdown).await;
                 return keeps.then_some(connection);
             }

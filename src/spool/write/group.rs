@@ -10,6 +10,7 @@
 //! compiles it with loom's primitives and tries every interleaving.
 
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -98,18 +99,19 @@ impl Default for Group {
 pub struct Commit {
     // `None`: the group is settled, or there was no need to wait.
     group: Option<Arc<Group>>,
-    slot: Option<usize>,
+    /// The place among the group's waiters, counted from 1.
+    place: Option<NonZeroUsize>,
 }
 
 impl Commit {
     /// Waits for a group.
     pub fn waiting(group: Arc<Group>) -> Commit {
-        Commit { group: Some(group), slot: None }
+        Commit { group: Some(group), place: None }
     }
 
     /// A commit that is done already.
     pub fn ready() -> Commit {
-        Commit { group: None, slot: None }
+        Commit { group: None, place: None }
     }
 }
 
@@ -123,15 +125,15 @@ impl Future for Commit {
             Some(outcome) => outcome,
             None => {
                 let mut waiters = lock(&group.waiters);
-                match (group.outcome(), this.slot) {
+                match (group.outcome(), this.place) {
                     (Some(outcome), _) => outcome,
-                    (None, Some(slot)) => {
-                        waiters[slot] = Some(context.waker().clone());
+                    (None, Some(place)) => {
+                        waiters[place.get() - 1] = Some(context.waker().clone());
                         return Poll::Pending;
                     }
                     (None, None) => {
-                        this.slot = Some(waiters.len());
                         waiters.push(Some(context.waker().clone()));
+                        this.place = NonZeroUsize::new(waiters.len());
                         return Poll::Pending;
                     }
                 }
@@ -140,20 +142,20 @@ impl Future for Commit {
         group.pass_on();
         // If it is polled again after its end, it reports success; a refusal was reported already.
         this.group = None;
-        this.slot = None;
+        this.place = None;
         Poll::Ready(outcome)
     }
 }
 
 impl Drop for Commit {
     fn drop(&mut self) {
-        let (Some(group), Some(slot)) = (&self.group, self.slot) else { return };
+        let (Some(group), Some(place)) = (&self.group, self.place) else { return };
         let settled = {
             let mut waiters = lock(&group.waiters);
             let settled = group.outcome().is_some();
             if !settled {
                 // Its task will not poll this again, so another waiter must be woken instead.
-                waiters[slot] = None;
+                waiters[place.get() - 1] = None;
             }
             settled
         };

@@ -10,12 +10,11 @@ use jiff::Timestamp;
 use pixelgate::Verdict;
 use pixelgate::custom::AccessRecord;
 use pixelgate::tools::escape_hidden;
-use serde::{Serialize, Serializer};
-use std::borrow::Cow;
-use std::fmt::{Arguments, Display};
+use std::fmt::Arguments;
 use std::io::Write;
 use std::net::IpAddr;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// The most bytes of a path, a referer or a user agent in a line.
 const TEXT_BYTES_MAX: usize = 2048;
@@ -35,82 +34,116 @@ pub fn write(format: Format, record: &AccessRecord, now: Timestamp, out: &mut Ve
     out.push(b'\n');
 }
 
-/// A line of the format `json`. Fields without a value are left out.
-#[derive(Serialize)]
-struct Line<'a> {
-    time: Arguments<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    method: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<Cow<'a, str>>,
-    protocol: &'a str,
-    status: u16,
-    bytes: u64,
-    seconds: f64,
-    #[serde(skip_serializing_if = "is_false")]
-    aborted: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    verdict: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    portal: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "displayed")]
-    event_id: Option<&'a dyn Display>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    origin: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    origin_seconds: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    referer: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_agent: Option<&'a str>,
+/// Appends one JSON object. Fields without a value are left out.
+fn json(record: &AccessRecord, now: Timestamp, out: &mut Vec<u8>) {
+    let verdict = record.verdict.as_ref();
+    out.extend_from_slice(b"{\"time\":\"");
+    with_second(Format::Json, now, |second| out.extend_from_slice(second.as_bytes()));
+    put_fraction(out, now.subsec_millisecond().unsigned_abs(), 3);
+    out.extend_from_slice(b"Z\"");
+    if let Some(client) = record.client {
+        out.extend_from_slice(b",\"client\":\"");
+        put_address(out, client);
+        out.push(b'"');
+    }
+    put_text(out, b",\"method\":", record.method.as_ref().map(|method| method.as_str().as_bytes()));
+    put_text(out, b",\"path\":", record.path.as_deref().map(shortened));
+    put_text(out, b",\"protocol\":", Some(protocol(record.version).as_bytes()));
+    put_number(out, b",\"status\":", Some(status(record).into()));
+    put_number(out, b",\"bytes\":", Some(record.body_bytes));
+    put_seconds(out, b",\"seconds\":", Some(record.began.elapsed()));
+    if !record.is_whole {
+        out.extend_from_slice(b",\"aborted\":true");
+    }
+    if let Some(verdict) = verdict {
+        put_verdict(out, verdict);
+    }
+    put_text(out, b",\"origin\":", record.origin.as_deref().map(str::as_bytes));
+    put_seconds(out, b",\"origin_seconds\":", record.origin_time);
+    put_text(out, b",\"trace_id\":", record.trace_id.as_ref().map(|id| &id[..]));
+    put_text(out, b",\"referer\":", record.referer.as_deref().map(shortened_text));
+    put_text(out, b",\"user_agent\":", record.user_agent.as_deref().map(shortened_text));
+    out.push(b'}');
 }
 
-fn json(record: &AccessRecord, now: Timestamp, out: &mut Vec<u8>) {
-    let of_event = record.verdict.as_ref();
-    let reason = of_event.and_then(Verdict::reason);
-    let verdict = of_event.map(|verdict| match (verdict.is_accepted(), reason) {
-        (true, _) => "accepted",
-        (false, Some(_)) => "rejected",
-        (false, None) => "not_judged",
-    });
-    let event_id = of_event.and_then(Verdict::event_id);
-    let millisecond = now.subsec_millisecond();
-    with_second(Format::Json, now, |second| {
-        let line = Line {
-            time: format_args!("{second}.{millisecond:03}Z"),
-            client: record.client,
-            method: record.method.as_ref().map(|method| method.as_str()),
-            path: record.path.as_deref().map(|path| String::from_utf8_lossy(shortened(path))),
-            protocol: protocol(record.version),
-            status: status(record),
-            bytes: record.body_bytes,
-            seconds: seconds(record.began.elapsed()),
-            aborted: !record.is_whole,
-            verdict,
-            reason: reason.map(|reason| reason.as_str()),
-            portal: of_event.and_then(Verdict::portal),
-            event_id: event_id.as_ref().map(|id| id as &dyn Display),
-            origin: record.origin.as_deref(),
-            origin_seconds: record.origin_time.map(seconds),
-            trace_id: record.trace_id.as_ref().and_then(|id| std::str::from_utf8(id).ok()),
-            referer: record.referer.as_deref().map(shortened_text),
-            user_agent: record.user_agent.as_deref().map(shortened_text),
-        };
-        // Serializing fails only for a map whose keys are not texts.
-        let line = serde_json::to_string(&line).unwrap_or_default();
-        out.extend_from_slice(escape_hidden(&line).as_bytes());
-    });
+fn put_verdict(out: &mut Vec<u8>, verdict: &Verdict) {
+    let reason = verdict.reason();
+    let text: &[u8] = match (verdict.is_accepted(), reason) {
+        (true, _) => b"accepted",
+        (false, Some(_)) => b"rejected",
+        (false, None) => b"not_judged",
+    };
+    put_text(out, b",\"verdict\":", Some(text));
+    put_text(out, b",\"reason\":", reason.map(|reason| reason.as_str().as_bytes()));
+    put_number(out, b",\"portal\":", verdict.portal());
+    let id = verdict.event_id().map(|id| Uuid::from_bytes(*id.as_bytes()).hyphenated());
+    let mut buffer = Uuid::encode_buffer();
+    put_text(out, b",\"event_id\":", id.map(|id| id.encode_lower(&mut buffer).as_bytes()));
+}
+
+/// Appends `key`, with its comma and its colon, and the text. `None`: appends nothing.
+fn put_text(out: &mut Vec<u8>, key: &[u8], text: Option<&[u8]>) {
+    let Some(text) = text else { return };
+    out.extend_from_slice(key);
+    if is_plain(text) {
+        out.push(b'"');
+        out.extend_from_slice(text);
+        out.push(b'"');
+    } else {
+        // Serializing a text does not fail.
+        let json = serde_json::to_string(&String::from_utf8_lossy(text)).unwrap_or_default();
+        out.extend_from_slice(escape_hidden(&json).as_bytes());
+    }
+}
+
+/// Whether a text is its own JSON: printable ASCII without a quotation mark or a backslash. The
+/// loop has no early end, so that the compiler can test sixteen bytes at a time.
+fn is_plain(text: &[u8]) -> bool {
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') & (*byte != b'"') & (*byte != b'\\');
+    text.iter().fold(true, |all, byte| all & is_plain(byte))
+}
+
+fn put_number(out: &mut Vec<u8>, key: &[u8], number: Option<u64>) {
+    let Some(number) = number else { return };
+    out.extend_from_slice(key);
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// Appends a duration in seconds, with the precision of a microsecond.
+fn put_seconds(out: &mut Vec<u8>, key: &[u8], time: Option<Duration>) {
+    let Some(time) = time else { return };
+    put_number(out, key, Some(time.as_secs()));
+    put_fraction(out, time.subsec_micros(), 6);
+}
+
+/// Appends a dot and the last `digits` digits of a number.
+fn put_fraction(out: &mut Vec<u8>, number: u32, digits: usize) {
+    let mut text = *b".000000000";
+    let mut rest = number;
+    for digit in text[1..=digits].iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+    }
+    out.extend_from_slice(&text[..=digits]);
+}
+
+fn put_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => {
+            for (place, octet) in v4.octets().into_iter().enumerate() {
+                if place > 0 {
+                    out.push(b'.');
+                }
+                out.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+            }
+        }
+        IpAddr::V6(v6) => put(out, format_args!("{v6}")),
+    }
 }
 
 fn combined(record: &AccessRecord, now: Timestamp, out: &mut Vec<u8>) {
     match record.client {
-        Some(client) => put(out, format_args!("{client}")),
+        Some(client) => put_address(out, client),
         None => put(out, format_args!("{NO_ADDRESS}")),
     }
     with_second(Format::Combined, now, |second| put(out, format_args!(" - - [{second}] \"")));
@@ -162,31 +195,13 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-/// The seconds of a duration, with the precision of a microsecond.
-fn seconds(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1e6
-}
-
 fn shortened(text: &[u8]) -> &[u8] {
     &text[..text.len().min(TEXT_BYTES_MAX)]
 }
 
-fn shortened_text(text: &str) -> &str {
-    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
-}
-
-fn is_false(value: &bool) -> bool {
-    !*value
-}
-
-fn displayed<S: Serializer>(
-    value: &Option<&dyn Display>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.collect_str(value),
-        None => serializer.serialize_none(),
-    }
+/// As [`shortened`], between two characters.
+fn shortened_text(text: &str) -> &[u8] {
+    &text.as_bytes()[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
 
 #[cfg(test)]
@@ -218,6 +233,62 @@ mod tests {
         let expect =
             r#""GET /a\x0A\x22\x5C\xC2\x9B31m\xE2\x80\xAE\x00 HTTP/1.1" 499 0 "-" "b\x0D\x0A""#;
         assert_eq!(combined, format!("0.0.0.0 - - [01/Jan/1970:00:00:00 +0000] {expect}\n"));
+    }
+
+    #[test]
+    fn a_line_is_what_a_json_library_writes() {
+        for client in [None, Some("203.0.113.70"), Some("2001:db8::7")] {
+            let mut record = AccessLog::new(|_| {}).begin();
+            record.client = client.map(|client| client.parse().unwrap());
+            record.method = Some(Method::GET);
+            record.path = Some("/v1/\u{e9}vent/".into());
+            (record.status, record.body_bytes) = (Some(200), 43);
+            record.origin = Some("http://10.0.0.1:80".to_owned());
+            record.origin_time = Some(Duration::from_micros(1_020_300));
+            record.trace_id = Some(*b"4bf92f3577b34da6a3ce929d0e0e4736");
+            let mut out = Vec::new();
+            json(&record, Timestamp::new(1_764_000_000, 7_000_000).unwrap(), &mut out);
+            let mut found: serde_json::Value = serde_json::from_slice(&out).unwrap();
+            let seconds = found["seconds"].take();
+            assert!(seconds.as_f64().is_some_and(|seconds| (0.0..60.0).contains(&seconds)));
+            let mut expect = serde_json::json!({
+                "time": "2025-11-24T16:00:00.007Z", "method": "GET", "path": "/v1/\u{e9}vent/",
+                "protocol": "HTTP/1.1", "status": 200, "bytes": 43, "seconds": null,
+                "aborted": true, "origin": "http://10.0.0.1:80", "origin_seconds": 1.0203,
+                "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+            });
+            if let Some(client) = client {
+                expect["client"] = client.into();
+            }
+            assert_eq!(found, expect);
+        }
+    }
+
+    #[test]
+    fn a_plain_text_is_its_own_json() {
+        for byte in 0..=u8::MAX {
+            for text in [vec![byte], [&b"sixteen bytes or"[..], b" more ", &[byte]].concat()] {
+                let mut out = Vec::new();
+                put_text(&mut out, b"", Some(&text));
+                let expect = serde_json::to_string(&String::from_utf8_lossy(&text)).unwrap();
+                assert_eq!(String::from_utf8(out).unwrap(), escape_hidden(&expect), "{byte:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn seconds_have_the_precision_of_a_microsecond() {
+        for (nanoseconds, expect) in [
+            (0, "0.000000"),
+            (1_999, "0.000001"),
+            (120_304_050, "0.120304"),
+            (61_000_000_999, "61.000000"),
+            (9_999_999_999, "9.999999"),
+        ] {
+            let mut out = Vec::new();
+            put_seconds(&mut out, b"", Some(Duration::from_nanos(nanoseconds)));
+            assert_eq!(String::from_utf8(out).unwrap(), expect);
+        }
     }
 
     #[test]
