@@ -249,6 +249,24 @@ fn uploads_that_are_reset_give_their_window_back() {
 }
 
 #[test]
+fn a_request_that_waits_for_its_origin_does_not_make_its_connection_idle() {
+    let origin = Origin::start();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec();
+    // Longer than an idle connection lives.
+    let after_body = vec![Act::Pause(Duration::from_secs(6)), Act::Send(answer)];
+    origin.on("/slow", Script { after_body, ..Script::default() });
+    let limits = "keepalive_seconds = 1\nwrite_timeout_seconds = 1\nheader_timeout_seconds = 1";
+    let (_edge, address) = start_with(Setup::default().origin(origin.address).edge(limits));
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let answer = client.get("/slow").await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"ok"[..]));
+        // Without a request the connection is idle, and ends in order.
+        client.end.await.unwrap().unwrap();
+    });
+}
+
+#[test]
 fn early_hints_are_passed_on() {
     let origin = Origin::start();
     origin.answer(

@@ -35,6 +35,8 @@ const FRAMES_PER_TURN: u32 = 64;
 pub struct FrameBudget {
     /// Whether a byte was received or sent since the last tick.
     moved: AtomicBool,
+    /// Whether the connection takes no more of what is to be sent.
+    blocked: AtomicBool,
     /// The number of header blocks that began on this connection.
     blocks: AtomicU32,
     /// Whether a frame came that can end a stream before it is accepted.
@@ -58,6 +60,7 @@ impl FrameBudget {
         let resets_max = limits.h2_streams_max.saturating_mul(RESETS_PER_STREAM);
         Self {
             moved: AtomicBool::new(true),
+            blocked: AtomicBool::new(false),
             blocks: AtomicU32::new(0),
             may_have_ended: AtomicBool::new(false),
             turn_frames: AtomicU32::new(0),
@@ -132,6 +135,11 @@ impl FrameBudget {
         self.moved.store(true, Relaxed);
     }
 
+    /// Notes whether the connection takes no more of what is to be sent.
+    pub fn sending_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Relaxed);
+    }
+
     /// Notes that `bytes` bytes were sent.
     pub fn bytes_sent(&self, bytes: usize) {
         self.moved.store(true, Relaxed);
@@ -161,15 +169,22 @@ impl FrameBudget {
 /// Checks a connection once per tick, and remembers its state at the last tick.
 #[derive(Default)]
 pub struct Watchdog {
-    /// The time for which no byte was received or sent.
+    /// The time for which no byte was received or sent, without that in which requests were served
+    /// to a client that reads.
     idle: Duration,
     /// The number of the header block that was open at the last tick. `None`: none was open.
     open: Option<u32>,
 }
 
 impl Watchdog {
-    /// Checks a connection and refills its budget. Returns the limit that it exceeds as the error.
-    pub fn tick(&mut self, budget: &FrameBudget, limits: &Limits) -> Result<(), Limit> {
+    /// Checks a connection, of which `streams` streams are being served, and refills its budget.
+    /// Returns the limit that it exceeds as the error.
+    pub fn tick(
+        &mut self,
+        budget: &FrameBudget,
+        streams: usize,
+        limits: &Limits,
+    ) -> Result<(), Limit> {
         let blocks = budget.blocks.load(Relaxed);
         let open = budget.block_open.load(Relaxed).then_some(blocks);
         if blocks == 0 || (open.is_some() && open == self.open) {
@@ -177,7 +192,11 @@ impl Watchdog {
         }
         self.open = open;
         let moved = budget.moved.swap(false, Relaxed);
-        self.idle = if moved { Duration::ZERO } else { self.idle + limits.header_timeout };
+        // A stream has limits of its own for its origin, its body and its window. A client that
+        // does not read the connection holds up all of them.
+        let serves = streams > 0 && !budget.blocked.load(Relaxed);
+        self.idle =
+            if moved || serves { Duration::ZERO } else { self.idle + limits.header_timeout };
         if self.idle > limits.keepalive + limits.write_timeout {
             return Err(Limit::IdleTime);
         }
@@ -224,7 +243,7 @@ mod tests {
                 assert_eq!(budget.frame_received(frame(PING, 0)), Ok(()));
             }
             assert_eq!(budget.frame_received(frame(PING, 0)), Err(Limit::Frames));
-            Watchdog::default().tick(&budget, &limits).unwrap();
+            Watchdog::default().tick(&budget, 0, &limits).unwrap();
         }
     }
 
@@ -248,7 +267,7 @@ mod tests {
         assert!(updates(10) < 1_000, "a window of one byte");
         let (budget, _stopping) = budget(&Limits::default());
         budget.bytes_sent(usize::MAX);
-        Watchdog::default().tick(&budget, &Limits::default()).unwrap_err();
+        Watchdog::default().tick(&budget, 0, &Limits::default()).unwrap_err();
         budget.refill();
         let left = (0..).take_while(|_| budget.frame_received(frame(PING, 0)).is_ok()).count();
         assert_eq!(left, FRAMES_LEFT_MAX as usize);
@@ -284,13 +303,13 @@ mod tests {
         let limits = Limits::default();
         let (budget, _stopping) = budget(&limits);
         let mut watchdog = Watchdog::default();
-        assert_eq!(watchdog.tick(&budget, &limits), Err(Limit::HeaderTime), "no request");
+        assert_eq!(watchdog.tick(&budget, 0, &limits), Err(Limit::HeaderTime), "no request");
         budget.frame_received(frame(Frame::HEADERS, 0)).unwrap();
-        assert_eq!(watchdog.tick(&budget, &limits), Ok(()), "a block that just began");
+        assert_eq!(watchdog.tick(&budget, 0, &limits), Ok(()), "a block that just began");
         budget.frame_received(frame(Frame::CONTINUATION, 0)).unwrap();
-        assert_eq!(watchdog.tick(&budget, &limits), Err(Limit::HeaderTime), "the same");
+        assert_eq!(watchdog.tick(&budget, 0, &limits), Err(Limit::HeaderTime), "the same");
         budget.frame_received(frame(Frame::CONTINUATION, Frame::END_HEADERS)).unwrap();
-        assert_eq!(watchdog.tick(&budget, &limits), Ok(()));
+        assert_eq!(watchdog.tick(&budget, 0, &limits), Ok(()));
     }
 
     #[test]
@@ -298,10 +317,19 @@ mod tests {
         let limits = Limits::default();
         let (budget, _stopping) = budget(&limits);
         budget.frame_received(REQUEST).unwrap();
-        let mut watchdog = Watchdog::default();
-        let ticks = (1..100).find(|_| watchdog.tick(&budget, &limits).is_err()).unwrap();
-        let idle = limits.header_timeout * (ticks - 1);
+        let ends_after = |streams| {
+            budget.bytes_received();
+            let mut watchdog = Watchdog::default();
+            let ticks = (1..100).find(|_| watchdog.tick(&budget, streams, &limits).is_err())?;
+            Some(limits.header_timeout * (ticks - 1))
+        };
+        let idle = ends_after(0).unwrap();
         assert!(idle > limits.keepalive + limits.write_timeout, "after {idle:?}");
+        assert_eq!(ends_after(1), None, "a request that waits for its origin");
+        budget.sending_blocked(true);
+        assert_eq!(ends_after(1), Some(idle), "a client that does not read");
+        budget.sending_blocked(false);
+        assert_eq!(ends_after(1), None, "a client that reads again");
     }
 
     #[test]

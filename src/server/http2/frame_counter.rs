@@ -104,6 +104,7 @@ impl FrameCounter {
     }
 
     fn note_sent(&self, result: &Poll<io::Result<usize>>) {
+        self.budget.sending_blocked(result.is_pending());
         if let Poll::Ready(Ok(bytes)) = result {
             self.budget.bytes_sent(*bytes);
         }
@@ -170,7 +171,9 @@ impl AsyncWrite for FrameCounter {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        self.budget.sending_blocked(result.is_pending());
+        result
     }
 
     /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`]. A client's last SETTINGS

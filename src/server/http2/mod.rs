@@ -6,7 +6,8 @@
 //! module limits frames that cause work without being a request: resets, and frames about the
 //! connection itself. A tick every `header_timeout` refills the budget. It ends a connection that
 //! has made no request yet, that left one header block open for a whole tick, or that moved no
-//! byte for longer than `keepalive` + `write_timeout`.
+//! byte for longer than `keepalive` + `write_timeout`, unless it waits for requests that are being
+//! served: their streams have limits of their own.
 
 mod dynamic_table;
 pub mod frame;
@@ -93,6 +94,7 @@ where
         let mut ticks = interval_at(tokio::time::Instant::now() + tick, tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
+        let open = streams.open();
         let mut is_stopping = false;
         let mut turns = Box::pin(streams.serve(counted, limits, &budget, stopping));
         let mut serving = pin!(poll_last(poll_fn(|cx| {
@@ -107,8 +109,11 @@ where
                     is_stopping = true;
                     budget.stop_requests();
                 }
-                _ = ticks.tick() => if let Err(limit) = watchdog.tick(&budget, limits) {
-                    break Some(limit);
+                _ = ticks.tick() => {
+                    let streams = *open.borrow();
+                    if let Err(limit) = watchdog.tick(&budget, streams, limits) {
+                        break Some(limit);
+                    }
                 }
             }
         };

@@ -135,6 +135,11 @@ where
         Arc::new(Self { server, digest, uploads, open: watch::Sender::new(0), shutdown })
     }
 
+    /// The number of streams that are being served.
+    pub fn open(&self) -> watch::Receiver<usize> {
+        self.open.subscribe()
+    }
+
     /// Serves all streams until the connection ends: by the client, after the stop, or after the
     /// keep-alive time without a stream. Returns the limit at which it ended, if it
     /// did.
