@@ -418,7 +418,8 @@ async fn answer(
     session: &mut ServerSession,
     response: EventResponse,
 ) -> pingora::Result<()> {
-    let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
+    let accept = session.req_header().headers.get_all(header::ACCEPT);
+    let accept = accept.iter().map(|value| value.as_bytes());
     let prebuilt = response.pick(&settings.answers, wants_image(accept));
     let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
         // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.

@@ -193,22 +193,24 @@ impl OwnLines {
 }
 
 /// Whether a rejection is answered with a pixel and not with a problem document. It is, unless the
-/// request's `Accept` names the media type of a document and none of images (SPEC 4).
-pub fn wants_image(accept: Option<&[u8]>) -> bool {
-    let accept = accept.unwrap_or_default();
+/// request's `Accept`, on one line or on several, names the media type of a document and none of
+/// images (SPEC 4).
+pub fn wants_image<'a>(accept: impl IntoIterator<Item = &'a [u8]>) -> bool {
     let is_image =
         |range: &[u8]| range.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"image/"));
-    // A browser that loads a pixel names an image first, so most headers end here.
-    if accept.is_empty() || is_image(accept) {
-        return true;
-    }
     let mut names_document = false;
-    for range in accept.split(|byte| *byte == b',') {
-        let media_type = range.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        if is_image(media_type) {
+    for line in accept {
+        // A browser that loads a pixel names an image first, so most headers end here.
+        if is_image(line) {
             return true;
         }
-        names_document |= DOCUMENT_TYPES.iter().any(|name| media_type.eq_ignore_ascii_case(name));
+        for range in line.split(|byte| *byte == b',') {
+            let kind = range.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+            if is_image(kind) {
+                return true;
+            }
+            names_document |= DOCUMENT_TYPES.iter().any(|name| kind.eq_ignore_ascii_case(name));
+        }
     }
     !names_document
 }
@@ -351,9 +353,10 @@ mod tests {
 
     #[test]
     fn a_rejection_is_an_image_unless_a_document_is_asked_for() {
-        let check = |accept: Option<&str>, expect: bool| {
-            assert_eq!(wants_image(accept.map(str::as_bytes)), expect, "{accept:?}");
+        let check_lines = |lines: &[&str], expect: bool| {
+            assert_eq!(wants_image(lines.iter().map(|l| l.as_bytes())), expect, "{lines:?}");
         };
+        let check = |accept: Option<&str>, expect: bool| check_lines(accept.as_slice(), expect);
         check(None, true);
         check(Some("image/avif,image/webp,*/*;q=0.8"), true);
         check(Some("text/html, IMAGE/png"), true);
@@ -366,6 +369,8 @@ mod tests {
         check(Some("text/html;q=0.9 ,\tApplication/Problem+JSON; q=0.5"), false);
         check(Some("text/plain;charset=utf-8"), false);
         check(Some("application/jsonp, text/plainer, x-image/png"), true);
+        check_lines(&["text/html", "application/json"], false);
+        check_lines(&["application/json", "image/png"], true);
     }
 
     #[test]

@@ -89,7 +89,12 @@ fn every_rejection_has_its_status_and_its_two_bodies_on_one_connection() {
             assert!(is_pixel(&response), "{reason}: {response:?}");
             assert_common(&response);
         }
-        for accept in ["application/json", "text/plain, */*", "application/problem+json;q=0.1"] {
+        for accept in [
+            "application/json",
+            "text/plain, */*",
+            "application/problem+json;q=0.1",
+            "text/html\r\nAccept: application/json",
+        ] {
             let response = connection.get(&target, &format!("Accept: {accept}\r\n"));
             assert_eq!((response.verdict(), response.status), (reason, status));
             assert_eq!(response.header("content-type"), Some("application/problem+json"));

@@ -34,7 +34,7 @@ pub struct FastRequest<'b> {
     pub length: usize,
     /// The header fields of the event's context.
     pub seen: ContextHeaders<'b>,
-    /// The value of the first `Accept` line.
+    /// The value of the only `Accept` line.
     pub accept: Option<&'b [u8]>,
     /// Whether the client sent `Connection: close`.
     pub closes: bool,
@@ -69,7 +69,10 @@ impl<'b> FastRequest<'b> {
                     hosts += 1;
                     is_plain_host(value).then_some(())?;
                 }
-                6 if token_is(name, b"accept") => accept = accept.or(Some(value)),
+                // Several lines are left to Pingora.
+                6 if token_is(name, b"accept") => {
+                    accept.replace(value).is_none().then_some(())?;
+                }
                 6 if token_is(name, b"expect") => return None,
                 7 if token_is(name, b"upgrade") || token_is(name, b"trailer") => return None,
                 10 if token_is(name, b"connection") => {
@@ -248,6 +251,7 @@ mod tests {
             ("GET /v1/event/ HTTP/1.1", "Content_Length: 0\r\n"),
             ("GET /v1/event/ HTTP/1.1", "transfer_encoding: chunked\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Expect: 100-continue\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "Accept: a/b\r\nAccept: c/d\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Upgrade: websocket\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Connection: keep-alive, upgrade\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Connection: close\r\nConnection: close\r\n"),
