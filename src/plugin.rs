@@ -248,12 +248,16 @@ impl PixelGate {
     ) -> NextStep {
         let request = session.req_header();
         let query = Target::split(request.raw_path()).query;
-        let joined = if form.is_empty() { Vec::new() } else { [query, b"&", form].concat() };
-        let request = EventRequest {
-            method: &request.method,
-            reading,
-            query: if form.is_empty() { query } else { &joined },
+        let joined;
+        let query = match (query, form) {
+            (query, []) => query,
+            ([], form) => form,
+            (query, form) => {
+                joined = [query, b"&", form].concat();
+                &joined
+            }
         };
+        let request = EventRequest { method: &request.method, reading, query };
         self.judge(settings, request, || self.context_of(settings, session), record, note)
     }
 

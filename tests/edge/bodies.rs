@@ -131,6 +131,8 @@ fn the_parameters_of_a_form_are_read_after_those_of_the_query() {
     let charset = "content-type: Application/X-WWW-Form-URLencoded ; charset=utf-8\r\n";
     let long = format!("_n=a&q={}", "x".repeat(8192));
     let longer = format!("_n=a&q={}", "x".repeat(70_000));
+    let just = format!("{:&<8192}", "_a=62515&_n=a");
+    let beyond = format!("{just}&");
     for (method, query, lines, body, verdict) in [
         ("POST", "_a=62515", form, "_n=a&q=b+c", "accepted"),
         ("POST", "", charset, "_a=62515&_n=a&q=b%20c\r\n", "accepted"),
@@ -142,6 +144,8 @@ fn the_parameters_of_a_form_are_read_after_those_of_the_query() {
         ("GET", "_a=62515", form, "_n=a", "missing_event"),
         ("POST", "_a=62515", form, &long, "query_too_long"),
         ("POST", "_a=62515", form, &longer, "query_too_long"),
+        ("POST", "", form, &just, "accepted"),
+        ("POST", "", form, &beyond, "query_too_long"),
     ] {
         let (start, length) = (format!("{method} /v1/event/?{query} HTTP/1.1"), body.len());
         let chunks = format!("{CHUNKED}\r\n{length:x}\r\n{body}\r\n0\r\n\r\n");
@@ -170,7 +174,7 @@ fn the_parameters_of_a_form_are_read_after_those_of_the_query() {
     // Batches may be delivered in another order.
     properties.sort();
     let (both, one) = ("{\"q\":\"b;c\"}", "{\"q\":\"b c\"}");
-    assert_eq!(properties, [one, one, one, one, both, both, "{}", "{}", "{}"]);
+    assert_eq!(properties, [one, one, one, one, both, both, "{}", "{}", "{}", "{}", "{}"]);
 }
 
 /// An origin that answers each request for `/N` with `N`.
