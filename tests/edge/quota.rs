@@ -144,6 +144,24 @@ fn a_dry_run_counts_what_is_over_it() {
 }
 
 #[test]
+fn what_is_accepted_in_spite_of_the_list_is_used_as_well() {
+    let list = "[[portal]]\nid = 7\nevents = [\"b\"]\nquota = { per_day = 3 }\n";
+    for mode in ["dry_run", "off"] {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let config = Setup::default().portals(list).write(dir.path());
+        let text = std::fs::read_to_string(&config).unwrap();
+        let mode = format!("[portals]\nmode = \"{mode}\"\n");
+        std::fs::write(&config, text.replace("[portals]\n", &mode)).unwrap();
+        let edge = Edge::start_in(dir);
+        for _ in 0..2 {
+            assert_eq!(edge.event("_a=7&_n=a").status, 200);
+        }
+        let row = totals(&edge, 7);
+        assert_eq!((&row["accepted"], &row["quota"]["used"]), (&json!(2), &json!(2)), "{mode}");
+    }
+}
+
+#[test]
 fn a_quota_that_cannot_be_is_a_mistake_with_its_line() {
     let edge = Setup::default().portals(LIST).start();
     let list = edge.dir().join("portals.toml");

@@ -222,8 +222,7 @@ impl Portals {
     /// portal has no quota.
     pub fn quota_used(&self, portal: u64) -> Option<(u32, u64)> {
         let list = self.shared.current.load();
-        let list = list.as_ref()?;
-        list.quota_used(list.find(portal)?)
+        list.as_ref()?.quota_used(portal, self.shared.accepted.get().map(|accepted| &**accepted))
     }
 
     /// Whether a portal's event of this name is accepted. Checks in this order for `overloaded` (no

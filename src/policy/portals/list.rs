@@ -170,8 +170,17 @@ impl List {
     }
 
     /// A portal's quota of a day, and how many events of it are used.
-    pub(super) fn quota_used(&self, entry: Entry) -> Option<(u32, u64)> {
-        self.quota(entry).map(|(quota, cell)| (quota.per_day.get(), self.quotas.used(cell)))
+    pub(super) fn quota_used(
+        &self,
+        portal: u64,
+        accepted: Option<&dyn AcceptedByDay>,
+    ) -> Option<(u32, u64)> {
+        let (quota, cell) = self.quota(self.find(portal)?)?;
+        // Modes other than `enforce` accept events without counting them against the quota.
+        if let (Some(accepted), Ok(day)) = (accepted, u32::try_from(self.quotas.today())) {
+            self.quotas.raise(cell, accepted.accepted(portal, day));
+        }
+        Some((quota.per_day.get(), self.quotas.used(cell)))
     }
 
     /// Raises each quota's count to the events that were accepted today, if they are more.
