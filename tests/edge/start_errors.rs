@@ -167,7 +167,7 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
     make_stand_ins(dir.path());
     // Wrong things in the place of a file that is read, and of one that is written.
     let read = ["none", "folder", "text", "empty", "fifo", "text/below", "dangling"];
-    let written = ["folder", "none/below", "text/below", "dangling", "proc/new"];
+    let written = ["folder", "none/", "none/.", "none/below", "text/below", "dangling", "proc/new"];
     let http = "[[upstream]]\nname = 'u'\nkind = 'http'\nurl = 'https://h/'\n";
     let pair = |cert: &str, key: &str| {
         format!("tls = [{{ listen = '127.0.0.1:0', cert = '{cert}', key = '{key}' }}]")

@@ -7,6 +7,7 @@
 use pixelgate::tools::is_of_path;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf, absolute};
 
@@ -65,7 +66,16 @@ pub fn file(path: &Path, made: &Path) -> Result<(), Unwritable> {
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     match OpenOptions::new().append(true).custom_flags(nonblocking).open(path) {
         Ok(_) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound => parent(&target(path), made),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let target = target(path);
+            // The standard library leaves out what ends a folder's path; the system does not.
+            let text = target.as_os_str().as_bytes();
+            let is_folder = text.ends_with(b"/") || text.ends_with(b"/.");
+            match is_folder {
+                true => Err(Unwritable::wrong(path, "is the path of a folder")),
+                false => parent(&target, made),
+            }
+        }
         Err(e) => Err(Unwritable::of(path, "cannot be opened", &e)),
     }
 }
@@ -132,6 +142,7 @@ mod tests {
         symlink("to-be-made", at("to-file")).unwrap();
         symlink("none/file", at("too-deep")).unwrap();
         symlink("loop", at("loop")).unwrap();
+        symlink("none/", at("to-folder")).unwrap();
         let state = at("state/below");
         let check = |checked: Result<(), Unwritable>, expect: &str| match checked {
             Ok(()) => assert_eq!(expect, ""),
@@ -164,6 +175,9 @@ mod tests {
             ("text/below", "Not a directory"),
             ("", "Is a directory"),
             ("loop", "symbolic link"),
+            ("new/", "path of a folder"),
+            ("new/.", "path of a folder"),
+            ("to-folder", "path of a folder"),
         ] {
             check(file(&at(name), &state), expect);
         }
