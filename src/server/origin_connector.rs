@@ -79,7 +79,8 @@ impl OriginTransport {
     ///
     /// # Panics
     ///
-    /// `options.ca_file` holds no certificate.
+    /// `options.ca_file` holds no certificate. Or there is no such file, and a certificate of the
+    /// machine cannot be used.
     pub fn new(options: ConnectorOptions, timeouts: OriginTimeouts) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(Transport::new(options, timeouts))))
     }
@@ -89,7 +90,8 @@ impl OriginTransport {
     ///
     /// # Panics
     ///
-    /// `options.ca_file` holds no certificate.
+    /// `options.ca_file` holds no certificate. Or there is no such file, and a certificate of the
+    /// machine cannot be used.
     pub fn replace(&self, options: ConnectorOptions, timeouts: OriginTimeouts) {
         self.0.store(Arc::new(Transport::new(options, timeouts)));
     }

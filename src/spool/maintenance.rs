@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fs::{Fs, Open, is_absent};
+use super::held_back::HeldBack;
 use super::lane::{Lane, Spares};
 use super::lane_files::{IDENTITY, PORTALS, lane_dir, remove_lane};
 use super::missing;
@@ -34,12 +35,13 @@ pub struct Maintenance {
     full: bool,
     /// The number of spares of zeros that were begun.
     fills: usize,
+    held_back: HeldBack,
 }
 
 impl Maintenance {
     /// The maintenance of this spool.
     pub fn new(state: Arc<SpoolState>) -> Maintenance {
-        Maintenance { state, full: false, fills: 0 }
+        Maintenance { state, full: false, fills: 0, held_back: HeldBack::default() }
     }
 
     /// Runs turns until the spool is closed.
@@ -64,6 +66,7 @@ impl Maintenance {
         }
         self.state.lanes().iter().for_each(|lane| self.remove_absorbed(lane));
         missing::report(&self.state.lanes(), &self.state.disk_faults);
+        self.held_back.report(&self.state);
         if let Some(own) = &own {
             self.fill(own);
         }

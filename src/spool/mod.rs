@@ -204,6 +204,7 @@ mod faults;
 mod format;
 pub mod fs;
 mod handle;
+mod held_back;
 mod hot_tail;
 mod lane;
 mod lane_counts;

@@ -120,18 +120,11 @@ fn lanes_beyond_the_limit_of_open_files_are_counted_and_delivered() {
     const LANES: u64 = 150;
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
     let dir = folder(&backend, "64KiB");
-    let config = Config { dir: dir.path().join("spool"), ..Config::default() };
     let donor = Edge::start_in(Arc::clone(&dir));
     let ledger = Ledger::default();
     send(&donor, &ledger, 1);
     donor.kill();
-    let record = stored_event(dir.path());
-    for _ in 1..LANES {
-        let spool = Spool::open(&config, &["collector".to_owned()], Env::system()).unwrap();
-        let commit = spool.append(|out| out.extend_from_slice(&record)).unwrap();
-        RUNTIME.block_on(commit).unwrap();
-        spool.close(Duration::from_secs(60)).unwrap();
-    }
+    make_lanes(dir.path(), LANES - 1, &["collector"]);
     let edge = Edge::start_under(dir, "ulimit -n 257");
     let row = edge.upstream("collector");
     assert_eq!((&row["accepted"], &row["pending"]), (&LANES.into(), &LANES.into()), "{row}");
@@ -139,6 +132,50 @@ fn lanes_beyond_the_limit_of_open_files_are_counted_and_delivered() {
     let row = edge.wait_delivered("collector");
     assert_eq!((&row["accepted"], &row["delivered"]), (&LANES.into(), &LANES.into()), "{row}");
     wait_well(&edge);
+}
+
+#[test]
+fn upstreams_that_older_lanes_hold_back_are_a_fault_until_they_get_their_events() {
+    const LANES: u64 = 50;
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let events = dir.path().join("events");
+    let file = format!("[[upstream]]\nname = \"well\"\nkind = \"file\"\ndir = {events:?}\n");
+    let both = format!("{}\n{file}", http_upstream(&backend, ""));
+    Setup::default().spool("durability = \"power\"").upstreams(&both).write(dir.path());
+    let donor = Edge::start_in(Arc::clone(&dir));
+    let ledger = Ledger::default();
+    send(&donor, &ledger, 1);
+    donor.kill();
+    make_lanes(dir.path(), LANES - 1, &["collector", "well"]);
+    let edge = Edge::start_under(dir, "ulimit -n 257");
+    wait_for("the fault", || shows_fault(&edge, "spool_lane", "well"));
+    assert!(!shows_fault(&edge, "spool_lane", "collector"), "it has work: {}", edge.status());
+    let row = edge.upstream("well");
+    let pending = row["pending"].as_u64().unwrap();
+    assert!(0 < pending && pending < LANES, "{row}");
+    let text = format!("the limit of open files holds back {pending} events of upstream well");
+    assert!(edge.status()["faults"].to_string().contains(&text), "{}", edge.status());
+    backend.script(|_| Act::Take);
+    for name in ["collector", "well"] {
+        let row = edge.wait_delivered(name);
+        assert_eq!((&row["accepted"], &row["delivered"]), (&LANES.into(), &LANES.into()), "{row}");
+    }
+    wait_well(&edge);
+}
+
+/// Makes lanes of ended processes, each with a copy of the one event in the spool.
+fn make_lanes(dir: &Path, count: u64, upstreams: &[&str]) {
+    // The disk of a machine that runs tests may be slow.
+    let config = Config { dir: dir.join("spool"), commit_seconds_max: 60, ..Config::default() };
+    let upstreams: Vec<String> = upstreams.iter().map(|name| name.to_string()).collect();
+    let record = stored_event(dir);
+    for _ in 0..count {
+        let spool = Spool::open(&config, &upstreams, Env::system()).unwrap();
+        let commit = spool.append(|out| out.extend_from_slice(&record)).unwrap();
+        RUNTIME.block_on(commit).unwrap();
+        spool.close(Duration::from_secs(60)).unwrap();
+    }
 }
 
 /// The bytes of the one event in a spool.

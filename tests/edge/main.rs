@@ -5,6 +5,7 @@
 mod access_log;
 mod admin;
 mod answers;
+mod authorities;
 mod bodies;
 mod clients;
 mod commands;

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::config::keys::Values;
 use crate::edge::listen::{Address, Bound};
 use crate::edge::metrics_export;
-use crate::edge::origin_ca;
+use crate::edge::origin_ca::Authorities;
 use crate::edge::running::Running;
 use crate::edge::tls::Certificates;
 use crate::writable::{self, Unwritable};
@@ -97,10 +97,7 @@ fn check(config: &Config) -> Result<String, String> {
     if let Err(why) = Certificates::load_all(&config.edge.tls) {
         return Err(format!("edge.tls: {why}"));
     }
-    let origin_ca = config.edge.origin_ca.as_deref();
-    if let Some(why) = origin_ca.and_then(|path| origin_ca::check(path).err()) {
-        return Err(format!("edge.origin_ca: {why}"));
-    }
+    Authorities::load(&config.edge)?;
     metrics_export::prepare(&config.otlp).map_err(|e| with_causes(&e))?;
     if let Some(why) = config.access_log.conflict() {
         let path = config.access_log.path.display();

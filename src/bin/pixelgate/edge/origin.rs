@@ -6,6 +6,7 @@
 //! succeeds. If no server is healthy, all are tried. A reload can put other origins in force.
 
 use super::config::Config;
+use super::origin_ca::Authorities;
 use super::origin_set::{Keys, Server, Set, server};
 use super::origin_url::OriginUrl;
 use arc_swap::ArcSwap;
@@ -50,14 +51,16 @@ struct Settings {
 
 impl Origins {
     /// Builds the origins of `edge`. Looks up no name, so that a start does not wait for a name
-    /// server: the service begins with the first look-up. `edge.origin_ca` must have been checked.
+    /// server: the service begins with the first look-up.
     ///
     /// # Errors
     ///
-    /// A text for the operator: an origin or the path of its health check cannot be used.
+    /// The key, and why an origin, its authorities or the path of its health check cannot be used.
     pub fn new(edge: &Config) -> Result<Self, String> {
-        let options = connector_options(edge);
-        let set = ArcSwap::from_pointee(Set::new(edge, &options, HashMap::new())?);
+        let authorities = Authorities::load(edge)?;
+        let options = connector_options(&authorities);
+        let set = Set::new(edge, &options, HashMap::new()).map_err(of_origin)?;
+        let set = ArcSwap::from_pointee(set);
         let transport = OriginTransport::new(options, timeouts(edge));
         let settings = ArcSwap::from_pointee(Settings::of(edge, 0));
         Ok(Self(Arc::new(Inner { set, replaced: Notify::new(), transport, settings })))
@@ -70,19 +73,21 @@ impl Origins {
 
     /// Puts the origins of `edge` in force, with their health checks and timeouts and the
     /// certificates of `origin_ca`. A request under way keeps its connection; no later request uses
-    /// a connection that is open now. `edge.origin_ca` must have been checked. Blocks.
+    /// a connection that is open now. Blocks.
     ///
     /// # Errors
     ///
-    /// A text for the operator, as for [`Origins::new`]; then nothing has changed.
+    /// As for [`Origins::new`]; then nothing has changed.
     pub fn reload(&self, edge: &Config) -> Result<(), String> {
         let Inner { set, replaced, transport, settings } = &*self.0;
-        let options = connector_options(edge);
+        let authorities = Authorities::load(edge)?;
+        let options = connector_options(&authorities);
         let running = set.load();
         let new = match running.keys == Keys::of(edge) {
-            true => running.renew_checks(&options).map(|()| None)?,
-            false => Some(Set::new(edge, &options, running.servers.lock().clone())?),
+            true => running.renew_checks(&options).map(|()| None),
+            false => Set::new(edge, &options, running.servers.lock().clone()).map(Some),
         };
+        let new = new.map_err(of_origin)?;
         transport.replace(options, timeouts(edge));
         let generation = settings.load().generation + 1;
         settings.store(Arc::new(Settings::of(edge, generation)));
@@ -184,11 +189,16 @@ impl Settings {
     }
 }
 
-/// Returns the options with which Pingora connects to origins, `origin_ca` among them.
-fn connector_options(edge: &Config) -> ConnectorOptions {
+/// Returns the options with which Pingora connects to origins. It reads the file of `authorities`
+/// when a connector is built.
+fn connector_options(authorities: &Authorities) -> ConnectorOptions {
     let mut options = ConnectorOptions::from_server_conf(&ServerConf::default());
-    options.ca_file = edge.origin_ca.as_ref().map(|path| path.to_string_lossy().into_owned());
+    options.ca_file = Some(authorities.path());
     options
+}
+
+fn of_origin(why: String) -> String {
+    format!("edge.origin: {why}")
 }
 
 fn timeouts(edge: &Config) -> OriginTimeouts {

@@ -14,11 +14,12 @@ use parking_lot::{Mutex, MutexGuard};
 use pingora::connectors::http::Connector;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::lb::discovery::ServiceDiscovery;
-use pingora::lb::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
+use pingora::lb::health_check::{HealthCheck, HttpHealthCheck};
 use pingora::lb::selection::RoundRobin;
 use pingora::lb::{Backend, Backends, Extensions, LoadBalancer};
 use pingora::prelude::*;
 use pingora::protocols::l4::socket::SocketAddr;
+use pingora::upstreams::peer::BasicPeer;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -33,6 +34,8 @@ const CHECK_SECONDS_MAX: u64 = 5;
 /// The number of failed checks in a row after which a server is unhealthy. One successful check
 /// makes it healthy again.
 const CHECKS_FAILED: usize = 2;
+/// Stands in the place of the server's address until a check.
+const PLACEHOLDER: &str = "0.0.0.0:1";
 
 /// The origins in force. A reload that changes a key of [`Keys`] replaces them as a whole.
 pub struct Set {
@@ -186,17 +189,16 @@ impl Origin {
         let timeout = Some(Duration::from_secs(CHECK_SECONDS_MAX));
         let Some(path) = path else {
             // Over TLS the check includes that the certificate is valid.
-            let mut check = match self.url.tls {
-                true => TcpHealthCheck::new_tls(&self.url.host),
-                false => TcpHealthCheck::new(),
-            };
-            check.set_connector(TransportConnector::new(Some(options.clone())));
-            check.consecutive_failure = CHECKS_FAILED;
-            check.peer_template.options.connection_timeout = timeout;
-            return Ok(check);
+            let mut peer = BasicPeer::new(PLACEHOLDER);
+            if self.url.tls {
+                peer.sni.clone_from(&self.url.host);
+            }
+            peer.options.connection_timeout = timeout;
+            let connector = TransportConnector::new(Some(options.clone()));
+            return Ok(Box::new(Connects { connector, peer }));
         };
-        let mut check = HttpHealthCheck::new(&self.url.host, self.url.tls);
-        check.set_connector(Connector::new(Some(options.clone())));
+        let connector = Connector::new(Some(options.clone()));
+        let mut check = HttpHealthCheck::new_custom(&self.url.host, self.url.tls, connector);
         check.consecutive_failure = CHECKS_FAILED;
         check.peer_template.options.connection_timeout = timeout;
         check.peer_template.options.read_timeout = timeout;
@@ -211,6 +213,27 @@ impl Origin {
             }
         }));
         Ok(Box::new(check))
+    }
+}
+
+/// Checks that a server takes a connection. Pingora has such a check, too, but it would read the
+/// machine's authorities, and panic over one that it cannot use.
+struct Connects {
+    connector: TransportConnector,
+    peer: BasicPeer,
+}
+
+#[async_trait]
+impl HealthCheck for Connects {
+    async fn check(&self, target: &Backend) -> Result<()> {
+        let mut peer = self.peer.clone();
+        peer._address = target.addr.clone();
+        self.connector.get_stream(&peer).await.map(|_| ())
+    }
+
+    /// Not used: [`Checks`] counts for all origins.
+    fn health_threshold(&self, _success: bool) -> usize {
+        1
     }
 }
 

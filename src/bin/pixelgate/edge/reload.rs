@@ -18,7 +18,7 @@ use super::origin::Origins;
 use super::running::Running;
 use super::tls::Certificates;
 use super::within::{START_LIMIT, within};
-use super::{file_limit, metrics_export, origin_ca, systemd};
+use super::{file_limit, metrics_export, systemd};
 use crate::access_log::config::Config as AccessLogSection;
 use crate::access_log::{AccessLogFile, AccessLogs, Opened};
 use crate::causes::with_causes;
@@ -130,8 +130,9 @@ impl Reloader {
         let now = FileStamp::read(&self.path).ok();
         let is_at_rest = now == std::mem::replace(&mut state.seen, now);
         if at_once || (is_at_rest && now != state.read) {
-            state.read = now;
             self.reload(&mut state);
+            // Not before: where a reload panics, the next look tries again.
+            state.read = now;
         }
         if !state.is_noted {
             self.note_in_force(&mut state);
@@ -185,9 +186,6 @@ impl Reloader {
             true => Certificates::load_all(&new.edge.tls).map_err(of("edge.tls"))?,
             false => Vec::new(),
         };
-        if let Some(path) = &new.edge.origin_ca {
-            origin_ca::check(path).map_err(of("edge.origin_ca"))?;
-        }
         let access_log = match changed("access_log.") {
             true => Some(self.open_access_log(&new.access_log).map_err(of("access_log.path"))?),
             false => None,
@@ -199,7 +197,7 @@ impl Reloader {
         let trusted = new.edge.trust().map_err(|e| e.to_string())?;
         let gate = handles.gate.prepare(new.gate).map_err(|e| with_causes(&e))?;
         let gate = gate.trusted_proxies(trusted);
-        handles.origins.reload(&new.edge).map_err(of("edge.origin"))?;
+        handles.origins.reload(&new.edge)?;
         let Config { edge, log, metrics, admin, table, .. } = new;
         Ok(Built { edge, log, metrics, admin, table, gate, certificates, access_log, collector })
     }
@@ -317,13 +315,13 @@ impl Reloader {
         };
         state.origin_ca = now;
         let faults = self.handles.gate.faults();
-        match origin_ca::check(path).and_then(|()| self.handles.origins.reload(&section)) {
+        match self.handles.origins.reload(&section) {
             Ok(()) => {
                 info!("edge.origin_ca: {} is in use from now on", path.display());
                 faults.clear(FaultKind::ConfigReload, ORIGIN_CA);
             }
             Err(why) => {
-                let text = format!("edge.origin_ca: {why}; the certificates in use stay");
+                let text = format!("{why}; the certificates in use stay");
                 error!("{text}");
                 let advice = "Correct the file. It is read again when it changes.";
                 faults.raise(FaultKind::ConfigReload, ORIGIN_CA, text, advice);
@@ -355,12 +353,14 @@ async fn apart(faults: &Faults, limit: Duration, look: impl FnOnce() + Send + 's
         faults.raise(FaultKind::ConfigReload, LOOK, text, advice);
         ended = Ok(looking.await);
         info!("the look at the configuration and its files has ended");
-        faults.clear(FaultKind::ConfigReload, LOOK);
     }
-    if matches!(ended, Ok(Err(_))) {
-        // A crate that reads certificates has panicked. The next look tries again.
-        error!("a look at the configuration and its files failed; what is in force stays");
-    }
+    let Ok(Err(_)) = ended else { return faults.clear(FaultKind::ConfigReload, LOOK) };
+    // A crate that reads certificates has panicked.
+    let text = "a look at the configuration and its files failed; what is in force stays";
+    error!("{text}");
+    let advice = "The lines before this one in the log name the reason. The files are read again \
+                  every 2 seconds.";
+    faults.raise(FaultKind::ConfigReload, LOOK, text.to_owned(), advice);
 }
 
 fn origin_ca_stamp(edge: &Section) -> Option<FileStamp> {

@@ -10,13 +10,14 @@ use super::error::EdgeError;
 use super::listen::Bound;
 use super::metrics_export::MetricsExport;
 use super::origin::Origins;
+use super::origin_ca::NO_AUTHORITIES;
 use super::proxy::Edge;
 use super::reload::{Handles, Reloader, Watch};
 use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::within::{START_LIMIT, within};
-use super::{admin, file_limit, metrics_export, origin_ca};
+use super::{admin, file_limit, metrics_export};
 use crate::access_log::{AccessLogs, Opened};
 use crate::config::Config;
 use crate::writable;
@@ -66,7 +67,7 @@ pub fn run(
     let pages = sockets.open_all("admin.listen", pages)?;
     let access_log = open_access_log(&access_log)?;
     let collector = metrics_export::prepare(&otlp).map_err(EdgeError::Otlp)?;
-    let origins = load_origins(&edge)?;
+    let origins = Origins::new(&edge).map_err(EdgeError::Edge)?;
     let in_flight = InFlight::default();
     let gate = open_gate(gate, &edge, &in_flight, sockets.inherited.is_some())?;
     let access_logs = start_access_log(access_log, &gate)?;
@@ -262,15 +263,10 @@ fn server_conf(edge: &Section) -> ServerConf {
         // `super::stop` has waited for requests in flight, so Pingora must not wait again.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
+        // For the connector that Pingora's proxy has beside ours: it opens no connection.
+        ca_file: Some(NO_AUTHORITIES.to_owned()),
         ..ServerConf::default()
     }
-}
-
-fn load_origins(edge: &Section) -> Result<Origins, EdgeError> {
-    // Pingora would panic over a file that it cannot use.
-    let checked = edge.origin_ca.as_deref().map_or(Ok(()), origin_ca::check);
-    checked.map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;
-    Origins::new(edge).map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))
 }
 
 /// Returns a line of the log for each listener, with the port that the kernel chose for port 0.
