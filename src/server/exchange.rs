@@ -1,6 +1,6 @@
 //! The state that the two streams of one exchange share: the stream of the client and that of the
 //! origin. It holds whether the client takes the response, the header lines that are added to the
-//! request, and the trailers, which Pingora does not pass on.
+//! request, and what Pingora does not pass on: the trailers, and the `Date` of the response.
 //!
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
 //! the client takes none; neither number can be configured. But Pingora reads from the origin and
@@ -100,6 +100,8 @@ struct Exchange {
     /// Lines of trailers, each with its CRLF; empty: none, or not read yet.
     request_trailers: RefCell<Bytes>,
     response_trailers: RefCell<Bytes>,
+    /// The `Date` lines of the origin's answer, each with its CRLF.
+    date: RefCell<Bytes>,
 }
 
 /// Runs `future`, which serves one request, as an exchange. `request_has_chunks`: the body of the
@@ -126,6 +128,7 @@ pub fn scope<F: Future>(
         response_has_chunks: Cell::new(false),
         request_trailers: RefCell::default(),
         response_trailers: RefCell::default(),
+        date: RefCell::default(),
     };
     EXCHANGE.scope(exchange, future)
 }
@@ -218,6 +221,17 @@ pub fn store_trailers(side: Side, lines: Bytes) {
 /// The trailers of a message. Empty: none, or not read yet.
 pub fn trailers(side: Side) -> Bytes {
     EXCHANGE.try_with(|exchange| exchange.trailers(side).borrow().clone()).unwrap_or_default()
+}
+
+/// Stores the `Date` lines of the origin's answer, each with its CRLF.
+pub fn store_date(lines: Bytes) {
+    // Outside of an exchange there is no client.
+    let _ = EXCHANGE.try_with(|exchange| exchange.date.replace(lines));
+}
+
+/// Takes what [`store_date`] has stored.
+pub fn take_date() -> Bytes {
+    EXCHANGE.try_with(|exchange| exchange.date.take()).unwrap_or_default()
 }
 
 /// Notes whether bytes of the request wait in memory for the origin to take them. Meanwhile no more

@@ -36,12 +36,13 @@
 //! | `http1/body` | finds the end of a body, by the strict grammar |
 //! | `http1/framing` | what a header says about the bytes behind it |
 //! | `http1/trailers` | carries trailers past Pingora, which drops them |
+//! | `http1/date` | keeps the `Date` of an origin's answer, which Pingora replaces |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request` | parses a plain `GET`, of which event requests are answered at once |
 //! | `in_force` | the limits and settings of a request, and their replacement by a reload |
 //! | `origin_timeouts` | how long origins are waited for |
 //! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
-//! | `exchange` | what the streams of client and origin share: bytes that wait, trailers |
+//! | `exchange` | what the streams of client and origin share: bytes that wait, trailers, `Date` |
 //! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |

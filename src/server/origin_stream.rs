@@ -136,9 +136,11 @@ impl OriginStream {
 
 impl Drop for OriginStream {
     fn drop(&mut self) {
-        // The stored bytes are dropped, so the client need not wait for them.
+        // The stored bytes are dropped, so the client need not wait for them. An answer that was
+        // not passed on leaves no `Date` to the answer that the proxy gives in its place.
         if exchange::number() == Some(self.exchange) {
             exchange::set_request_waits(false);
+            exchange::take_date();
         }
     }
 }

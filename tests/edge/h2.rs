@@ -287,6 +287,27 @@ fn early_hints_are_passed_on() {
 }
 
 #[test]
+fn an_answer_of_the_origin_has_the_date_of_the_origin() {
+    const EPOCH: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
+    let origin = Origin::start();
+    let dated = format!("HTTP/1.1 200 OK\r\nDate: {EPOCH}\r\nContent-Length: 2\r\n\r\nok");
+    origin.answer("/dated", dated.as_bytes());
+    origin.answer("/undated", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let (_edge, address) = start(origin.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        for (target, is_origins) in
+            [("/dated", true), ("/undated", false), ("/v1/event/?_a=62515&_n=a", false)]
+        {
+            let answer = client.get(target).await;
+            let dates: Vec<_> = answer.headers.get_all("date").iter().collect();
+            assert_eq!(dates.len(), 1, "{target}: {dates:?}");
+            assert_eq!(dates[0] == EPOCH, is_origins, "{target}: {dates:?}");
+        }
+    });
+}
+
+#[test]
 fn cookies_arrive_as_one_line() {
     let origin = Origin::start();
     let (_edge, address) = start(origin.address);

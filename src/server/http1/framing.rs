@@ -1,10 +1,12 @@
 //! Reads from a header which bytes follow it, in the messages that Pingora reads and writes.
 //!
-//! This is needed for two things only: where the trailers of a message stand, and where an answer
-//! ends. Pingora frames each message itself, and refuses a message whose framing is not sound.
+//! This is needed for three things only: where the trailers of a message stand, where an answer
+//! ends, and its `Date`. Pingora frames each message itself, and refuses a message whose framing is
+//! not sound.
 
 use super::body::Chunks;
 use super::header_check::{length, trimmed};
+use std::ops::Range;
 
 /// How much of a message has passed, and what follows.
 #[derive(Debug, Default)]
@@ -52,16 +54,26 @@ fn status(head: &[u8]) -> Option<&[u8]> {
     head.strip_prefix(b"HTTP/1.")?.get(2..5)
 }
 
-/// The values of the header lines of this name.
-fn values<'h>(head: &'h [u8], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+/// Whether an answer is informational (RFC 9110, section 15.2), which 101 is, too.
+pub fn is_informational(head: &[u8]) -> bool {
+    matches!(status(head), Some([b'1', ..]))
+}
+
+/// Where the header lines of this name stand, each with its end.
+pub fn lines<'h>(head: &'h [u8], name: &'h str) -> impl Iterator<Item = Range<usize>> + 'h {
     let mut from = 0;
     memchr::memchr_iter(b'\n', head).filter_map(move |end| {
-        let line = &head[from..end];
-        from = end + 1;
-        let (found, rest) = line.split_at_checked(name.len())?;
-        let value = rest.strip_prefix(b":")?;
-        found.eq_ignore_ascii_case(name.as_bytes()).then(|| trimmed(value.trim_ascii_end()))
+        let line = from..end + 1;
+        from = line.end;
+        let (found, rest) = head[line.clone()].split_at_checked(name.len())?;
+        (rest.starts_with(b":") && found.eq_ignore_ascii_case(name.as_bytes())).then_some(line)
     })
+}
+
+/// The values of the header lines of this name.
+fn values<'h>(head: &'h [u8], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+    let value = |line: Range<usize>| trimmed(head[line][name.len() + 1..].trim_ascii_end());
+    lines(head, name).map(value)
 }
 
 /// Whether a `Transfer-Encoding` says that chunks follow.

@@ -2,6 +2,7 @@
 //! path or handed to Pingora.
 
 pub(in crate::server) mod body;
+mod date;
 mod framing;
 pub mod grammar;
 pub mod header_check;

@@ -7,6 +7,7 @@
 //! place for them, and loses them.
 
 use super::body::Chunks;
+use super::date;
 use super::framing::Framing;
 use super::header_check::{end_of_head, trimmed};
 use crate::server::exchange::{self, Side};
@@ -182,6 +183,9 @@ impl TrailerReader {
         };
         let head = if before == 0 { &bytes[..end] } else { &self.head[..end] };
         self.framing = Framing::of_answer(head, self.has_no_body);
+        if !matches!(self.framing, Framing::Header) {
+            date::store(head);
+        }
         if matches!(self.framing, Framing::Chunks(_)) {
             exchange::response_has_chunks();
         }
@@ -197,17 +201,17 @@ pub struct TrailerWriter {
     framing: Framing,
     /// Bytes of the header that are still to be written.
     head_left: usize,
-    /// The rest of a longer header that is written in place of those bytes, if lines are added to a
-    /// request.
-    longer_head: Bytes,
+    /// The rest of another header that is written in place of those bytes: that of a request with
+    /// added lines, or of a response with its origin's `Date`.
+    own_head: Bytes,
     /// Trailers that are still to be written.
     trailers: Bytes,
 }
 
 impl TrailerWriter {
     pub fn new(side: Side) -> Self {
-        let (longer_head, trailers) = (Bytes::new(), Bytes::new());
-        Self { side, framing: Framing::Header, head_left: 0, longer_head, trailers }
+        let (own_head, trailers) = (Bytes::new(), Bytes::new());
+        Self { side, framing: Framing::Header, head_left: 0, own_head, trailers }
     }
 
     /// Writes some of `pieces`, and before them the lines or trailers that are to be added there.
@@ -223,8 +227,8 @@ impl TrailerWriter {
         if self.head_left == 0 && matches!(self.framing, Framing::Header) && !first.is_empty() {
             self.begin(first)?;
         }
-        if !self.longer_head.is_empty() {
-            ready!(poll_write_all(stream, cx, &mut self.longer_head))?;
+        if !self.own_head.is_empty() {
+            ready!(poll_write_all(stream, cx, &mut self.own_head))?;
             return Poll::Ready(Ok(std::mem::take(&mut self.head_left)));
         }
         if self.head_left > 0 {
@@ -266,8 +270,9 @@ impl TrailerWriter {
             Side::Response => Bytes::new(),
         };
         match head.strip_suffix(b"\r\n").filter(|lines| lines.ends_with(b"\r\n")) {
+            Some(_) if self.side == Side::Response => self.own_head = date::restored(head),
             Some(_) if added.is_empty() => {}
-            Some(lines) => self.longer_head = [lines, &added, b"\r\n"].concat().into(),
+            Some(lines) => self.own_head = [lines, &added, b"\r\n"].concat().into(),
             None if added.is_empty() => {
                 self.framing = Framing::Other;
                 return Ok(());

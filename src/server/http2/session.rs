@@ -134,7 +134,10 @@ impl Http2Session {
             let response = Response::from_parts(header.as_owned_parts(), ());
             return self.respond.send_informational(response).map_err(write_error);
         }
-        header.insert_header(header::DATE, get_cached_date())?;
+        // That of an origin stays, because caches compute with it (RFC 9110, section 6.6.1).
+        if !header.headers.contains_key(header::DATE) {
+            header.insert_header(header::DATE, get_cached_date())?;
+        }
         let response = Response::from_parts(header.as_owned_parts(), ());
         self.sender = Some(self.respond.send_response(response, end).map_err(write_error)?);
         self.written = Some(header);
