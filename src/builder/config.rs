@@ -6,8 +6,8 @@ use crate::policy::{portals, privacy};
 use crate::request::path::Guard;
 use crate::response::answers;
 use crate::spool;
-use crate::upstream::{self, BatchConfig};
-use std::path::PathBuf;
+use crate::upstream::{self, BatchConfig, Kind};
+use std::path::{PathBuf, absolute};
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
@@ -102,6 +102,7 @@ impl Config {
         let valid_spool = self.spool.validate()?;
         self.batch.validate()?;
         let destinations = upstream::Config::validate_all(&self.upstreams())?;
+        self.check_folders()?;
         Ok(ValidConfig { config: self, rules, guard, list, valid_spool, destinations })
     }
 
@@ -121,6 +122,27 @@ impl Config {
     /// The folder in which a backfill stores what it has sent.
     pub fn sent_dir(&self) -> PathBuf {
         self.spool.dir.join(SENT_DIR)
+    }
+
+    /// Checks that no `file` upstream shares a folder with the spool: a program that moves or
+    /// removes delivered files there could take those of the spool. Paths are compared as texts,
+    /// each made absolute.
+    fn check_folders(&self) -> Result<(), ConfigError> {
+        // Fails only without a working directory; then no relative path can be opened either.
+        let whole = |dir: &PathBuf| absolute(dir).unwrap_or_else(|_| dir.clone());
+        let spool = whole(&self.spool.dir);
+        for upstream in self.upstreams() {
+            #[allow(irrefutable_let_patterns, reason = "without its features there is one kind")]
+            let Kind::File(file) = &upstream.kind else { continue };
+            let dir = whole(&file.dir);
+            let reason = match () {
+                () if dir.starts_with(&spool) => "lies in spool.dir, which has other files",
+                () if spool.starts_with(&dir) => "holds spool.dir, which has other files",
+                () => continue,
+            };
+            return Err(ConfigError::new(format!("upstream.{}.dir", upstream.name), reason));
+        }
+        Ok(())
     }
 
     fn rules(&self) -> Result<Rules, ConfigError> {

@@ -109,6 +109,49 @@ fn check_finds_what_run_would() {
     for arguments in [["check"], ["run"]] {
         check(&config, &arguments, &["listens on an address that edge.listen listens on"]);
     }
+    let own = setup().listen("0.0.0.0:65001").edge("origin = 'http://localhost:65001'");
+    let config = own.write(dir.path());
+    for arguments in [["check"], ["run"]] {
+        check(&config, &arguments, &["edge.origin: entry 1 is an address that edge.listen"]);
+    }
+}
+
+#[test]
+fn one_unix_socket_is_no_two_listeners() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    std::fs::create_dir(dir.path().join("a")).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("a"), dir.path().join("link")).unwrap();
+    for other in ["a/../a/q.sock", "link/q.sock"] {
+        let first = format!("unix:{at}/a/q.sock");
+        let setup = Setup::default().listen(&first).listen(&format!("unix:{at}/{other}"));
+        let config = setup.write(dir.path());
+        for arguments in [["check"], ["run"]] {
+            check(
+                &config,
+                &arguments,
+                &["edge.listen: unix:", "is a socket that edge.listen also"],
+            );
+        }
+        assert!(!dir.path().join("a/q.sock").exists(), "nothing was made");
+    }
+}
+
+#[test]
+fn a_file_upstream_and_the_spool_share_no_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    for (folder, expect) in [
+        ("spool", "lies in spool.dir"),
+        ("spool/events", "lies in spool.dir"),
+        ("", "holds spool.dir"),
+    ] {
+        let upstream = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{folder}'");
+        let config = Setup::default().upstreams(&upstream).write(dir.path());
+        for arguments in [["check"], ["run"]] {
+            check(&config, &arguments, &["edge.toml: upstream.u.dir: ", expect]);
+        }
+    }
 }
 
 /// The one line that a command which does not start prints, and its exit code.
@@ -239,9 +282,14 @@ fn an_access_log_that_would_spoil_another_file_names_both_keys() {
         ("spool/access.log", "access_log.path: is in the folder that spool.dir names"),
         ("events/access.log", "access_log.path: is in the folder that upstream.file.dir names"),
         ("ca.pem", "access_log.path: is the file that edge.origin_ca names"),
+        ("configuration.json", "access_log.path: is a file of the edge in edge.state_dir"),
+        ("portals.copy", "access_log.path: is a file of the edge in edge.state_dir"),
+        ("upgrade.sock", "access_log.path: is a file of the edge in edge.state_dir"),
+        ("edge.sock", "access_log.path: is the socket that edge.listen names"),
     ] {
         let log = format!("[access_log]\npath = \"{at}/./{path}\"");
-        let setup = Setup::default().edge(&format!("origin_ca = \"{at}/ca.pem\"")).sections(&log);
+        let setup = Setup::default().listen(&format!("unix:{at}/edge.sock")).sections(&log);
+        let setup = setup.edge(&format!("origin_ca = \"{at}/ca.pem\""));
         let config = setup.write(dir.path());
         let before = std::fs::read(&config).unwrap();
         for arguments in [["run"], ["check"]] {

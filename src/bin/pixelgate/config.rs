@@ -8,7 +8,7 @@ mod error;
 mod files;
 pub mod keys;
 mod line;
-mod listeners;
+pub mod listeners;
 pub mod schema;
 
 use environment::Environment;
@@ -158,7 +158,8 @@ impl Document {
         listeners::check(&edge, &admin)
             .map_err(|(key, reason)| error(path.display(), &key, reason))?;
         access_log.validate().map_err(within("access_log"))?;
-        let others = files::named(path, &table);
+        let mut others = files::named(path, &table);
+        files::add_own(&mut others, &edge.state_dir, &listeners::all(&edge, &admin));
         files::check_access_log(&access_log, &others)
             .map_err(|reason| error(path.display(), "access_log.path", reason))?;
         access_log.others = Arc::new(others);

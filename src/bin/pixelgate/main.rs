@@ -12,6 +12,7 @@ mod logging;
 // Shared as a file, because the public interface of the library does not offer it.
 #[path = "../../plural.rs"]
 mod plural;
+mod real_path;
 mod writable;
 
 use std::process::ExitCode;

@@ -20,7 +20,10 @@ const SMALL_FRAMES_BYTES: usize = 512 << 10;
 pub fn h2_options(limits: &Limits) -> Builder {
     let mut options = Builder::new();
     options.max_concurrent_streams(limits.h2_streams_max);
-    options.max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX));
+    // `h2` refuses a list of exactly this size, too, so the setting that it announces is one byte
+    // more than the limit.
+    let list_bytes = limits.header_bytes_max.saturating_add(1);
+    options.max_header_list_size(u32::try_from(list_bytes).unwrap_or(u32::MAX));
     options.max_send_buffer_size(SEND_BUFFER_BYTES);
     options.initial_window_size(STREAM_WINDOW_BYTES);
     options.data_frame_budget(SMALL_FRAMES_BYTES);

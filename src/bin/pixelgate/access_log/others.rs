@@ -5,19 +5,20 @@
 //! are compared, by device and inode. This asks the file systems, of which one may hang, so it is
 //! done only where the access log is opened or checked.
 
+use crate::real_path::resolved;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 
-/// The most symbolic links that are followed, as in the kernel.
-const LINKS_MAX: usize = 40;
 /// The most entries of a folder that are compared with the access log.
 const ENTRIES_MAX: usize = 1_000_000;
 
-/// The files and folders that other keys name, each with its key.
+/// The files and folders that other keys name.
 #[derive(Debug, Clone, Default)]
 pub struct OtherFiles {
+    /// Each with what it is, such as `the file that edge.origin_ca names`.
     pub files: Vec<(String, PathBuf)>,
+    /// Each with its key.
     pub folders: Vec<(String, PathBuf)>,
 }
 
@@ -29,10 +30,10 @@ impl OtherFiles {
         let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file);
         let id = metadata.as_ref().map(id);
         let has_names = metadata.is_some_and(|metadata| metadata.nlink() > 1);
-        for (key, named) in &self.files {
+        for (what, named) in &self.files {
             let named_id = fs::metadata(named).ok().as_ref().map(self::id);
             if real == resolved(named) || id.is_some() && id == named_id {
-                return Some(format!("it leads to the file that {key} names"));
+                return Some(format!("it leads to {what}"));
             }
         }
         for (key, folder) in &self.folders {
@@ -51,24 +52,6 @@ impl OtherFiles {
 /// The device and the inode of a file.
 fn id(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
-}
-
-/// The path with its symbolic links replaced by their targets, as far as the path exists.
-fn resolved(path: &Path) -> PathBuf {
-    let mut path = absolute(path).unwrap_or_else(|_| path.to_owned());
-    for _ in 0..LINKS_MAX {
-        if let Ok(real) = fs::canonicalize(&path) {
-            return real;
-        }
-        // A link may lead to a file that does not exist yet.
-        let Ok(target) = fs::read_link(&path) else { break };
-        path = path.parent().unwrap_or(Path::new("/")).join(target);
-    }
-    let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
-    match (folder, path.file_name()) {
-        (Some(folder), Some(name)) => folder.join(name),
-        _ => path,
-    }
 }
 
 /// Whether one of the files below a folder is this one.

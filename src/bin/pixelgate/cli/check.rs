@@ -5,7 +5,8 @@ use super::terminal::{GOOD, Progress};
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::keys::Values;
-use crate::edge::listen::{Address, Bound};
+use crate::config::listeners;
+use crate::edge::listen::Bound;
 use crate::edge::metrics_export;
 use crate::edge::origin_ca::Authorities;
 use crate::edge::running::Running;
@@ -111,21 +112,12 @@ fn check(config: &Config) -> Result<String, String> {
     checked.map(|about| summary + &about).map_err(|e| with_causes(&e))
 }
 
-/// Returns the key and the address of each listener.
-fn listeners(config: &Config) -> impl Iterator<Item = (&'static str, Address)> {
-    let plain = config.edge.listen.iter().map(|text| ("edge.listen", text));
-    let tls = config.edge.tls.iter().map(|entry| ("edge.tls", &entry.listen));
-    let admin = Some(("admin.listen", &config.admin.listen)).filter(|(_, text)| !text.is_empty());
-    let all = plain.chain(tls).chain(admin);
-    // The configuration was read, so all of them can be parsed.
-    all.filter_map(|(key, text)| Some((key, Address::parse(text).ok()?)))
-}
-
 /// Checks that the sockets can be opened. Returns a line for each TCP address in use, which is not
 /// an error: while an edge runs, the edge itself listens there.
 fn check_listeners(config: &Config) -> Result<String, String> {
+    listeners::check_sockets(&config.edge, &config.admin)?;
     let mut lines = String::new();
-    for (key, address) in listeners(config) {
+    for (key, address) in listeners::all(&config.edge, &config.admin) {
         let failed = |e: &dyn std::error::Error| format!("{key}: {}", with_causes(e));
         address.check_path(&config.edge.state_dir).map_err(|e| failed(&e))?;
         match Bound::check(&address) {

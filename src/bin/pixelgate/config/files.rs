@@ -1,5 +1,5 @@
-//! The files and folders that a configuration names, of which the access log must be none: its
-//! lines would spoil them.
+//! The files and folders that a configuration names, and those that the edge makes, of which the
+//! access log must be none: its lines would spoil them.
 //!
 //! Here, paths are compared as texts, each made absolute, so that no file system is asked: it may
 //! hang. `access_log/others.rs` compares the files themselves when the access log is opened.
@@ -7,7 +7,11 @@
 use super::keys;
 use crate::access_log::config::Config as AccessLog;
 use crate::access_log::others::OtherFiles;
-use std::path::{Path, PathBuf, absolute};
+use crate::edge::handover::SOCKET_NAME;
+use crate::edge::listen::Address;
+use crate::edge::running::FILE_NAME;
+use crate::real_path::whole;
+use std::path::Path;
 use toml::{Table, Value};
 
 /// The last parts of the keys that name a file which is read. The keys of librdkafka's properties
@@ -15,8 +19,10 @@ use toml::{Table, Value};
 const FILES: [&str; 6] = ["ca", "cert", "credentials", "key", "origin_ca", "source"];
 /// The last part of the keys that name a folder which is written.
 const FOLDER: &str = "dir";
-/// The text that stands for a key in front of the path of the configuration file itself.
-const CONFIGURATION: &str = "--config";
+/// The files in `edge.state_dir`.
+const STATE_FILES: [&str; 3] = [FILE_NAME, SOCKET_NAME, "portals.copy"];
+/// What the configuration file itself is.
+const CONFIGURATION: &str = "the file that --config names";
 
 /// The files and folders that the configuration at `path` names, and the file at `path` itself.
 /// `table` has its keys.
@@ -27,12 +33,23 @@ pub fn named(path: &Path, table: &Table) -> OtherFiles {
         let name = key.rsplit('.').next().unwrap_or_default();
         let named = whole(Path::new(&value));
         if FILES.contains(&name) || key.ends_with(".location") {
-            others.files.push((key, named));
+            others.files.push((format!("the file that {key} names"), named));
         } else if name == FOLDER {
             others.folders.push((key, named));
         }
     }
     others
+}
+
+/// Adds the files that the edge makes: those in `edge.state_dir`, and its Unix sockets.
+pub fn add_own(others: &mut OtherFiles, state_dir: &Path, listeners: &[(&str, Address)]) {
+    let state = STATE_FILES.map(|name| ("a file of the edge in edge.state_dir".to_owned(), name));
+    others.files.extend(state.map(|(what, name)| (what, whole(&state_dir.join(name)))));
+    for (key, address) in listeners {
+        if let Address::Unix(path) = address {
+            others.files.push((format!("the socket that {key} names"), whole(path)));
+        }
+    }
 }
 
 /// Checks that `access_log.path` is none of these files, and in none of these folders. The error
@@ -42,22 +59,16 @@ pub fn check_access_log(log: &AccessLog, others: &OtherFiles) -> Result<(), Stri
         return Ok(());
     }
     let log = whole(&log.path);
-    if let Some((key, _)) = others.files.iter().find(|(_, file)| log == *file) {
-        return Err(match key.as_str() {
+    if let Some((what, _)) = others.files.iter().find(|(_, file)| log == *file) {
+        return Err(match what.as_str() {
             CONFIGURATION => "is this configuration file".to_owned(),
-            key => format!("is the file that {key} names"),
+            what => format!("is {what}"),
         });
     }
     match others.folders.iter().find(|(_, folder)| log.starts_with(folder)) {
         Some((key, _)) => Err(format!("is in the folder that {key} names")),
         None => Ok(()),
     }
-}
-
-/// The absolute path. Asks no file system.
-fn whole(path: &Path) -> PathBuf {
-    // Fails only without a working directory; then no relative path can be opened either.
-    absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The values that are texts, each with its key, the defaults included. The key of an upstream's

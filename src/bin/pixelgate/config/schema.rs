@@ -228,8 +228,10 @@ mod tests {
     ];
 
     /// Keys of which the code refuses more than a schema can: the grammar of addresses, URLs and
-    /// base64, and names that a library or HubSpot knows. Two are for a URL source alone.
+    /// base64, names that a library or HubSpot knows, and a folder that another key names, too.
+    /// Two are for a URL source alone.
     const GRAMMAR: &[&str] = &[
+        "dir",
         "listen",
         "origin",
         "trusted_proxies",

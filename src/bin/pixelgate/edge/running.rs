@@ -18,7 +18,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The name of the file in `edge.state_dir`.
-const FILE_NAME: &str = "configuration.json";
+pub const FILE_NAME: &str = "configuration.json";
 /// The length of the key of the hashes, in bytes.
 const KEY_BYTES: usize = 32;
 /// The most bytes of the file that are read: enough for more keys than a configuration has.

@@ -59,7 +59,7 @@ pub fn run(
     let Config { edge, gate, admin, log, access_log, metrics, otlp, table, .. } = config;
     make_state_dir(&edge.state_dir)?;
     // The sockets come first: a second edge on the same port must not use the spool.
-    let mut sockets = Sockets::new(&edge, upgrade)?;
+    let mut sockets = Sockets::new(&edge, &admin, upgrade)?;
     let plain = sockets.open_all("edge.listen", &edge.listen)?;
     let certificates = load_certificates(&edge)?;
     let tls = sockets.open_all("edge.tls", certificates.iter().map(|(listen, _)| listen))?;

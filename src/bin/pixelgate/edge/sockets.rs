@@ -4,7 +4,9 @@ use super::config::Config;
 use super::error::EdgeError;
 use super::handover::{InheritedSockets, Named, SOCKET_NAME};
 use super::listen::{Address, Bound};
+use crate::config::listeners;
 use log::warn;
+use pixelgate::config::Admin;
 use std::time::{Duration, Instant};
 
 /// How long an upgrade that found no running process tries again to open an address in use, in
@@ -26,7 +28,12 @@ pub struct Sockets {
 impl Sockets {
     /// Takes over the sockets of the running process if this is an upgrade. If no process runs, the
     /// log says so.
-    pub fn new(edge: &Config, upgrade: bool) -> Result<Self, EdgeError> {
+    ///
+    /// # Errors
+    ///
+    /// Two Unix sockets are the same file, or the running process does not hand over its sockets.
+    pub fn new(edge: &Config, admin: &Admin, upgrade: bool) -> Result<Self, EdgeError> {
+        listeners::check_sockets(edge, admin).map_err(EdgeError::Edge)?;
         let mut retry_until = Instant::now();
         let mut inherited = None;
         if upgrade {
