@@ -14,6 +14,11 @@ const DEAD_DIR: &str = "dead";
 /// The folder of the progress files of backfills, below the spool's own.
 const SENT_DIR: &str = "sent";
 
+/// Whether the spool makes a folder of this name in `spool.dir`.
+fn is_own_folder(name: &str) -> bool {
+    [DEAD_DIR, SENT_DIR, "quarantine"].contains(&name) || name.starts_with("lane-")
+}
+
 /// The configuration of a gate (SPEC 9, without the sections of the ready edge).
 ///
 /// ```
@@ -124,9 +129,9 @@ impl Config {
         self.spool.dir.join(SENT_DIR)
     }
 
-    /// Checks that no `file` upstream shares a folder with the spool: a program that moves or
-    /// removes delivered files there could take those of the spool. Paths are compared as texts,
-    /// each made absolute.
+    /// Checks that no `file` upstream writes into the spool's folder or one that the spool makes in
+    /// it: the spool removes its folders, and reads what is in them as its own. Paths are compared
+    /// as texts, each made absolute.
     fn check_folders(&self) -> Result<(), ConfigError> {
         // Fails only without a working directory; then no relative path can be opened either.
         let whole = |dir: &PathBuf| absolute(dir).unwrap_or_else(|_| dir.clone());
@@ -135,12 +140,12 @@ impl Config {
             #[allow(irrefutable_let_patterns, reason = "without its features there is one kind")]
             let Kind::File(file) = &upstream.kind else { continue };
             let dir = whole(&file.dir);
-            let reason = match () {
-                () if dir.starts_with(&spool) => "lies in spool.dir, which has other files",
-                () if spool.starts_with(&dir) => "holds spool.dir, which has other files",
-                () => continue,
-            };
-            return Err(ConfigError::new(format!("upstream.{}.dir", upstream.name), reason));
+            let Ok(below) = dir.strip_prefix(&spool) else { continue };
+            let first = below.iter().next().map(|name| name.to_string_lossy());
+            if first.is_none_or(|name| is_own_folder(&name)) {
+                let reason = "is a folder of the spool, which has other files";
+                return Err(ConfigError::new(format!("upstream.{}.dir", upstream.name), reason));
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::lane::Lane;
 use super::metering;
 use super::missing;
 use super::read::cursor::LaneKey;
-use super::recovery::adoption::{Adoptions, lane_ids, lock_spool};
+use super::recovery::adoption::{Adoptions, SPOOL_LOCK, lane_ids, lock_spool};
 use super::recovery::living::Living;
 use super::removed;
 use super::state::SpoolState;
@@ -52,7 +52,13 @@ impl SpoolState {
         // A folder that was just removed is created now. A file system that makes no files, such as
         // that of `/proc`, gives the same error again.
         let again = lock();
-        if is_absent(&again) {
+        // A link to nothing in the place of the lock is listed, and can be removed while this runs.
+        let has_lock = || {
+            self.fs
+                .list(&self.root)
+                .is_ok_and(|entries| entries.iter().any(|entry| entry.name == SPOOL_LOCK))
+        };
+        if is_absent(&again) && !has_lock() {
             let what = "the file system makes no files there";
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }

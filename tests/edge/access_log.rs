@@ -222,6 +222,7 @@ fn streams_of_http2_are_lines_like_others() {
         log.lines(2);
         client.get("/page?q=1").await;
         log.lines(3);
+        origin.take_seen();
         let bad = Request::get("https://edge.test/bad?q").header("content_length", "1");
         let response = client.ask(bad, None).await.await.unwrap();
         assert_eq!(response.status(), 400);

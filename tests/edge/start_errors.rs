@@ -142,9 +142,9 @@ fn a_file_upstream_and_the_spool_share_no_folder() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
     for (folder, expect) in [
-        ("spool", "lies in spool.dir"),
-        ("spool/events", "lies in spool.dir"),
-        ("", "holds spool.dir"),
+        ("spool", "is a folder of the spool"),
+        ("spool/dead", "is a folder of the spool"),
+        ("spool/lane-00000001/events", "is a folder of the spool"),
     ] {
         let upstream = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{folder}'");
         let config = Setup::default().upstreams(&upstream).write(dir.path());

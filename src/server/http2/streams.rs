@@ -23,7 +23,8 @@ use crate::telemetry::metrics::Limit;
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Method, Version, header};
+use http::uri::PathAndQuery;
+use http::{Method, Uri, Version, header};
 use log::debug;
 use pingora::ErrorType;
 use pingora::apps::HttpServerApp;
@@ -171,7 +172,11 @@ where
             };
             match accepted {
                 Some(Ok((request, mut respond))) => {
-                    if budget.may_have_ended() && is_reset(&mut respond) {
+                    // An event counts whether its client waits for the response or not.
+                    if budget.may_have_ended()
+                        && is_reset(&mut respond)
+                        && !self.is_event(request.uri())
+                    {
                         continue;
                     }
                     if !request.body().is_end_stream() && window.is_none() {
@@ -200,6 +205,12 @@ where
             self.server.buffered_bytes.reserve_window(CONNECTION_WINDOW_BYTES as usize)?;
         connection.set_target_window_size(CONNECTION_WINDOW_BYTES);
         Some(reserved)
+    }
+
+    fn is_event(&self, uri: &Uri) -> bool {
+        let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
+        let path = Target::split(target.as_bytes()).path;
+        self.server.gate.gate().read(path) != Reading::Other
     }
 
     /// Starts the task of a stream.

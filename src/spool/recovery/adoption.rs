@@ -26,7 +26,7 @@ use crate::spool::routing::Routing;
 use crate::telemetry::faults::FaultKind;
 
 /// The lock of the spool's folder, which a process holds while it creates or adopts lanes.
-const SPOOL_LOCK: &str = "lock";
+pub const SPOOL_LOCK: &str = "lock";
 /// The open files of a lane that do not depend on the upstreams: the lock, the cursor and the
 /// counts.
 const FILES_PER_LANE: usize = 3;

@@ -10,7 +10,7 @@ use crate::frames::{
 use crate::harness::{Edge, Setup};
 use crate::nginx::Nginx;
 use crate::origin::{Credulity, Origin};
-use crate::{refused, wait_refused};
+use crate::{accepted, refused, wait_refused};
 
 /// Most memory that an attack on one connection may take, in KiB, in any build.
 const ATTACK_KIB_MAX: u64 = 24 << 10;
@@ -123,7 +123,9 @@ fn a_stream_that_ends_with_its_request_starts_nothing() {
     let mut client = Client::open(edge.address, b"");
     let cancelled = [get(1, "/cancelled"), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])].concat();
     let broken = [get(3, "/broken"), frame(WINDOW_UPDATE, 0, 3, &[0x7f, 255, 255, 255])].concat();
-    client.send(&[cancelled, broken, get(5, "/served")].concat());
-    assert_eq!(client.next_of(HEADERS).stream, 5);
+    let event = [get(5, "/v1/event/?_a=62515&_n=a"), frame(RST_STREAM, 0, 5, &[0, 0, 0, 8])];
+    client.send(&[cancelled, broken, event.concat(), get(7, "/served")].concat());
+    assert_eq!(client.next_of(HEADERS).stream, 7);
+    assert_eq!(accepted(&edge), 1, "an event counts whether its client waits or not");
     assert_eq!(origin.request_lines(Credulity::Chunks), ["GET /served HTTP/1.1"]);
 }
