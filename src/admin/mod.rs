@@ -2,9 +2,10 @@
 //! live page at `/`.
 //!
 //! [`Sampler`] takes a snapshot of the gate once a second and stores a history of ten minutes.
-//! [`Admin`] answers requests from both: `status.rs` makes `/status`, `health_summary.rs` its
-//! headline, `readiness.rs` `/readyz`, and `page.rs` the live page. With the feature `otlp`, the
-//! metrics can also be sent to a collector. This room does not change the gate.
+//! [`Admin`] answers requests from both: `status.rs` makes `/status`, `health_summary.rs` the
+//! sentence in it that says how the gate is, `readiness.rs` `/readyz`, and `page.rs` the live page.
+//! With the feature `otlp`, the metrics can also be sent to a collector. This room does not change
+//! the gate.
 
 mod access;
 mod config;

@@ -7,17 +7,13 @@ use crate::request::path::Guard;
 use crate::response::answers;
 use crate::spool;
 use crate::upstream::{self, BatchConfig, Kind};
+use std::ffi::OsStr;
 use std::path::{PathBuf, absolute};
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
 /// The folder of the progress files of backfills, below the spool's own.
 const SENT_DIR: &str = "sent";
-
-/// Whether the spool makes a folder of this name in `spool.dir`.
-fn is_own_folder(name: &str) -> bool {
-    [DEAD_DIR, SENT_DIR, "quarantine"].contains(&name) || name.starts_with("lane-")
-}
 
 /// The configuration of a gate (SPEC 9, without the sections of the ready edge).
 ///
@@ -129,9 +125,9 @@ impl Config {
         self.spool.dir.join(SENT_DIR)
     }
 
-    /// Checks that no `file` upstream writes into the spool's folder or one that the spool makes in
-    /// it: the spool removes its folders, and reads what is in them as its own. Paths are compared
-    /// as texts, each made absolute.
+    /// Checks that no `file` upstream writes into the spool's folder, or into one that the gate makes
+    /// there: the gate removes these, and reads what is in them as its own. Paths are compared as
+    /// texts, each made absolute.
     fn check_folders(&self) -> Result<(), ConfigError> {
         // Fails only without a working directory; then no relative path can be opened either.
         let whole = |dir: &PathBuf| absolute(dir).unwrap_or_else(|_| dir.clone());
@@ -141,8 +137,9 @@ impl Config {
             let Kind::File(file) = &upstream.kind else { continue };
             let dir = whole(&file.dir);
             let Ok(below) = dir.strip_prefix(&spool) else { continue };
-            let first = below.iter().next().map(|name| name.to_string_lossy());
-            if first.is_none_or(|name| is_own_folder(&name)) {
+            let is_own =
+                |name: &OsStr| name == DEAD_DIR || name == SENT_DIR || spool::is_own_folder(name);
+            if below.iter().next().is_none_or(is_own) {
                 let reason = "is a folder of the spool, which has other files";
                 return Err(ConfigError::new(format!("upstream.{}.dir", upstream.name), reason));
             }

@@ -71,6 +71,14 @@ pub(super) fn lane_id(name: &OsStr) -> Option<u64> {
     (name == lane_name(id).as_str()).then_some(id)
 }
 
+/// The folder of damaged bytes, below the spool's own.
+pub(super) const QUARANTINE: &str = "quarantine";
+
+/// Whether the spool makes a folder of this name below its own.
+pub fn is_own_folder(name: &OsStr) -> bool {
+    name == QUARANTINE || lane_id(name).is_some()
+}
+
 /// The file of a segment.
 pub(super) fn segment_name(number: u64) -> String {
     format!("{number:010}.seg")

@@ -233,6 +233,7 @@ pub use env::Env;
 pub use error::{CloseError, OpenError};
 pub use format::RECORD_BYTES_MAX;
 pub use handle::{DayCounts, Spool};
+pub use lane_files::is_own_folder;
 pub use metering::table::PORTALS_MAX;
 pub use metering::{Metered, Metering};
 pub use read::counts::Ack;

@@ -17,7 +17,9 @@ use super::recover::{Segment, header, torn_bytes};
 use super::snapshot::LaneSnapshot;
 use crate::spool::fs::{Fs, SystemFs};
 use crate::spool::lane_create::METERED;
-use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, segment_name, segment_number};
+use crate::spool::lane_files::{
+    CURSOR, IDENTITY, PORTALS, QUARANTINE, segment_name, segment_number,
+};
 use crate::spool::metering::table::OTHER;
 use crate::spool::read::cursor::{LaneKey, damaged_slots};
 use crate::spool::read::named_totals::NamedTotals;
@@ -174,7 +176,7 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
     let files: Vec<(PathBuf, LaneKey)> =
         snapshots.iter().map(|lane| (lane.dir.clone(), lane.key())).collect();
     let portals = portal_sums::read(&files, &folded)?;
-    let quarantined = SystemFs.list(&dir.join("quarantine")).unwrap_or_default();
+    let quarantined = SystemFs.list(&dir.join(QUARANTINE)).unwrap_or_default();
     Ok(Stat {
         lanes,
         portals,

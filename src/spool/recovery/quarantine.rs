@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use crate::spool::fs::{File, Fs, Open, is_absent, read_full, write_full};
+use crate::spool::lane_files::QUARANTINE;
 
 /// The most bytes that are copied. Beyond it, damage is counted and not copied.
 pub const QUARANTINE_BYTES_MAX: u64 = 64 << 20;
@@ -29,7 +30,7 @@ pub struct Quarantine {
 impl Quarantine {
     /// The quarantine of a spool. Bytes that are in it already are counted.
     pub fn open(fs: Arc<dyn Fs>, root: &Path) -> Quarantine {
-        let dir = root.join("quarantine");
+        let dir = root.join(QUARANTINE);
         let entries = fs.list(&dir);
         if let Err(error) = &entries
             && !is_absent(&entries)
