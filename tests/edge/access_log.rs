@@ -212,7 +212,7 @@ fn without_an_origin_and_with_one_that_is_gone_the_edge_answers_itself() {
 fn streams_of_http2_are_lines_like_others() {
     let (log, origin) = (Log::new(), Origin::start());
     origin.answer("/page?q=1", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
-    origin.on("/hangs", Script { before_body: vec![Act::Hang], ..Script::default() });
+    origin.on("/hangs", Script { after_body: vec![Act::Hang], ..Script::default() });
     let (_edge, address) = h2::start_with(log.setup("").origin(origin.address));
     RUNTIME.block_on(async {
         let mut client = h2::connect(address).await;
@@ -230,10 +230,8 @@ fn streams_of_http2_are_lines_like_others() {
         let post = Request::post("https://edge.test/hangs");
         let mut ready = client.sender().ready().await.unwrap();
         let (_response, mut body) = ready.send_request(post.body(()).unwrap(), false).unwrap();
-        body.send_data(Bytes::from_static(b"x"), false).unwrap();
-        while origin.take_seen().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        body.send_data(Bytes::from_static(b"x"), true).unwrap();
+        wait_for("the origin to be asked", || !origin.take_seen().is_empty());
         body.send_reset(::h2::Reason::CANCEL);
         log.lines(5);
     });
