@@ -15,6 +15,9 @@
 //! A batch that fails again and again says nothing about the upstream: it has a wait of its own,
 //! and only its first failure counts here. A pause that the upstream asks for ends only with its
 //! time: the success of an attempt that began before the pause does not end it.
+//!
+//! An upstream that has another destination or other credentials has asked for nothing yet: what
+//! was known is forgotten, and where the breaker was open, the next attempt is the probe.
 
 use std::time::Duration;
 
@@ -38,6 +41,8 @@ pub struct Breaker {
     first_probes: u32,
     /// The end of the longest pause that the upstream asked for.
     paused_until: Option<Instant>,
+    /// The settings that all this is about: see `Upstream::settings_version`.
+    settings: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +85,7 @@ pub enum Tried {
 #[must_use]
 pub struct Pass {
     probe: bool,
+    settings: u64,
 }
 
 impl Pass {
@@ -103,6 +109,25 @@ impl Breaker {
         }
     }
 
+    /// Forgets what was learned with other settings. Returns whether the settings are others.
+    pub fn renew(&mut self, settings: u64, now: Instant) -> bool {
+        if self.settings == settings {
+            return false;
+        }
+        let state = match self.is_open(now) {
+            true => State::Open { until: now },
+            false => State::Closed,
+        };
+        *self = Breaker { state, settings, ..Breaker::default() };
+        true
+    }
+
+    /// Whether an attempt began with the settings that are in force. The result of any other says
+    /// nothing about the upstream: the attempt is abandoned.
+    pub fn is_current(&self, pass: &Pass) -> bool {
+        pass.settings == self.settings
+    }
+
     /// Whether the upstream counts as down, or has asked for a pause that is not over.
     pub fn is_open(&self, now: Instant) -> bool {
         self.state != State::Closed || self.paused_until.is_some_and(|until| now < until)
@@ -120,7 +145,7 @@ impl Breaker {
         if probe {
             self.state = State::HalfOpen;
         }
-        Pass { probe }
+        Pass { probe, settings: self.settings }
     }
 
     /// The upstream answered and handled the batch. This closes the breaker, whether the attempt
@@ -169,7 +194,7 @@ impl Breaker {
     /// The attempt ended and says nothing about the upstream. If it was the probe, the next attempt
     /// becomes the probe.
     pub fn abandon(&mut self, pass: Pass, now: Instant) {
-        if pass.probe && self.state == State::HalfOpen {
+        if pass.probe && self.is_current(&pass) && self.state == State::HalfOpen {
             self.state = State::Open { until: now };
         }
     }
@@ -312,6 +337,29 @@ mod tests {
         let probe = rig.breaker.begin();
         rig.breaker.abandon(probe, rig.now);
         assert_eq!(rig.admission(), Admission::Probe);
+    }
+
+    #[tokio::test]
+    async fn other_settings_end_every_pause_and_what_began_before_them_counts_no_more() {
+        let mut rig = Rig::new();
+        let straggler = rig.breaker.begin();
+        let pass = rig.breaker.begin();
+        rig.fail(pass, true, Some(3600 * SECOND));
+        assert!(matches!(rig.admission(), Admission::At(_)));
+        assert!(!rig.breaker.renew(0, rig.now), "the settings are the same");
+        assert!(rig.breaker.renew(1, rig.now));
+        assert_eq!(rig.admission(), Admission::Probe);
+        let probe = rig.breaker.begin();
+        assert!(!rig.breaker.is_current(&straggler) && rig.breaker.is_current(&probe));
+        rig.breaker.abandon(straggler, rig.now);
+        assert_eq!(rig.admission(), Admission::AfterProbe);
+        assert!(rig.breaker.renew(2, rig.now), "while the probe is under way");
+        assert_eq!(rig.admission(), Admission::Probe);
+        rig.breaker.abandon(probe, rig.now);
+        let probe = rig.breaker.begin();
+        rig.breaker.succeed(probe);
+        assert!(rig.breaker.renew(3, rig.now));
+        assert_eq!(rig.admission(), Admission::Now, "nothing was wrong");
     }
 
     #[tokio::test]

@@ -37,7 +37,9 @@ impl DeliveryWorker {
             0 => Tried::FirstAsPart,
             _ => Tried::Again,
         };
-        let feedback = Feedback::of(&outcome);
+        // An attempt that began before a change of the settings says nothing about the upstream.
+        let is_current = self.breaker.is_current(&pass);
+        let feedback = if is_current { Feedback::of(&outcome) } else { Feedback::Nothing };
         let is_failure = matches!(feedback, Feedback::Failure(None) | Feedback::Backpressure(None));
         let narrows = is_failure && pass.is_probe() && !self.in_order;
         match feedback {
@@ -63,7 +65,10 @@ impl DeliveryWorker {
                 self.breaker.abandon(pass, now);
             }
         }
-        let follow_up = self.follow_up(batch, outcome, narrows, now);
+        let mut follow_up = self.follow_up(batch, outcome, narrows, now);
+        if !is_current {
+            follow_up.iter_mut().for_each(|(_, due)| *due = now);
+        }
         self.put_back(work, follow_up, now);
         self.note_state(now);
         if self.monitor.tracker.troubles().poison_events > 0 {

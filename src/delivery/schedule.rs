@@ -90,6 +90,14 @@ impl Schedule {
         Some(work)
     }
 
+    /// Ends all waits. The order stays.
+    pub fn end_waits(&mut self, now: Instant) {
+        for work in std::mem::take(&mut self.waiting).into_values() {
+            self.entered += 1;
+            self.waiting.insert((now, self.entered), work);
+        }
+    }
+
     /// Whether something waits that has not failed yet.
     pub fn has_fresh(&self) -> bool {
         self.fresh > 0
@@ -140,6 +148,20 @@ mod tests {
         assert_eq!((schedule.bytes(), schedule.next_due()), (0, None));
         assert_eq!(schedule.failed_bytes(), 0);
         assert!(!schedule.has_fresh());
+    }
+
+    #[tokio::test]
+    async fn waits_that_end_keep_the_order() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.push(work(1, 1), now + Duration::from_secs(9));
+        schedule.push(work(2, 1), now + Duration::from_secs(8));
+        schedule.push(work(3, 0), now);
+        schedule.end_waits(now);
+        schedule.push(work(4, 0), now);
+        let taken = [(); 5].map(|()| schedule.take(now, false).map(|work| work.queue));
+        assert_eq!(taken, [Some(3), Some(2), Some(1), Some(4), None]);
+        assert_eq!((schedule.bytes(), schedule.failed_bytes()), (0, 0));
     }
 
     #[tokio::test]

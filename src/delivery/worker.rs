@@ -152,6 +152,7 @@ impl DeliveryWorker {
         let cut_at = loop {
             let now = Instant::now();
             self.take_limits();
+            self.note_settings(now);
             let bytes_max = usize::try_from(self.batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
             self.begin_attempts(now);
             self.letters.write(now);
@@ -190,6 +191,14 @@ impl DeliveryWorker {
         let RouteLimits { batch, attempts_max } = self.limits.borrow_and_update().clone();
         self.queues.iter_mut().for_each(|queue| queue.batcher.set_config(batch.clone()));
         (self.batch, self.attempts_max) = (batch, attempts_max);
+    }
+
+    /// Ends the waits of an upstream that has another destination or other credentials, at the
+    /// latest one tick after it.
+    fn note_settings(&mut self, now: Instant) {
+        if self.breaker.renew(self.upstream.settings_version(), now) {
+            self.schedule.end_waits(now);
+        }
     }
 
     /// Lets the attempts under way end until `cut_at`. What waits stays in the spool.

@@ -55,6 +55,13 @@ pub trait Upstream: Send + Sync + 'static {
         false
     }
 
+    /// A number that changes when other settings take effect that say what is sent, where to, or
+    /// with which credentials. All waits that failures before the change have led to then end, and
+    /// the next attempt begins at once. Default: always 0.
+    fn settings_version(&self) -> u64 {
+        0
+    }
+
     /// Called when a stop waits no longer: each `send` under way must return at once with the
     /// outcomes that are known. A `send` that does not return is dropped, and its events are sent
     /// again after the next start.

@@ -38,6 +38,50 @@ pub enum Kind {
     Nats(nats::Config),
 }
 
+impl Kind {
+    /// Whether both send the same, to the same place and with the same credentials, so that they
+    /// differ at most in their limits.
+    pub(super) fn sends_as(&self, other: &Kind) -> bool {
+        self.without_limits() == other.without_limits()
+    }
+
+    fn without_limits(&self) -> Kind {
+        match self.clone() {
+            Kind::File(own) => Kind::File(own),
+            #[cfg(feature = "http")]
+            Kind::Http(own) => Kind::Http(http::Config {
+                concurrency_max: 0,
+                timeout_seconds: 0,
+                connection_seconds_max: 0,
+                ..own
+            }),
+            #[cfg(feature = "http")]
+            Kind::Legacy(own) => Kind::Legacy(legacy::Config {
+                concurrency_max: 0,
+                timeout_seconds: 0,
+                connection_seconds_max: 0,
+                ..own
+            }),
+            #[cfg(feature = "http")]
+            Kind::Hubspot(own) => Kind::Hubspot(hubspot::Config {
+                concurrency_max: 0,
+                timeout_seconds: 0,
+                connection_seconds_max: 0,
+                fault_seconds_max: 0,
+                ..own
+            }),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(own) => {
+                Kind::Kafka(kafka::Config { timeout_seconds: 0, connection_seconds_max: 0, ..own })
+            }
+            #[cfg(feature = "nats")]
+            Kind::Nats(own) => {
+                Kind::Nats(nats::Config { timeout_seconds: 0, connection_seconds_max: 0, ..own })
+            }
+        }
+    }
+}
+
 /// Implements `From` for the settings of each kind.
 macro_rules! from_settings {
     ($($(#[$feature:meta])* $module:ident => $kind:ident,)*) => {$(

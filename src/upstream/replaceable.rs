@@ -46,6 +46,8 @@ struct Inner {
 
 struct InUse {
     config: ValidConfig,
+    /// See [`Upstream::settings_version`].
+    version: u64,
     upstream: Arc<dyn Upstream>,
     /// The files that the settings name, with their stamps from just before they were read.
     files: Files,
@@ -104,8 +106,11 @@ impl Replaceable {
     }
 
     /// Puts a replacement in use. Attempts under way end with the settings that they began with.
-    pub fn put(&self, Replacement(new): Replacement) {
-        let old = std::mem::replace(&mut *self.0.in_use.lock(), new);
+    pub fn put(&self, Replacement(mut new): Replacement) {
+        let mut in_use = self.0.in_use.lock();
+        new.version = in_use.version + u64::from(!new.sends_as(&in_use));
+        let old = std::mem::replace(&mut *in_use, new);
+        drop(in_use);
         self.0.retired.lock().push(old.upstream);
         self.0.faults.clear(FaultKind::ConfigReload, &self.subject());
         // Outside of a runtime, the next attempt closes the old upstream.
@@ -229,6 +234,10 @@ impl Upstream for Replaceable {
         self.0.keeps_portal_order
     }
 
+    fn settings_version(&self) -> u64 {
+        self.0.in_use.lock().version
+    }
+
     fn cut_off(&self) {
         self.0.retired.lock().iter().for_each(|upstream| upstream.cut_off());
         self.upstream().cut_off();
@@ -244,7 +253,12 @@ impl InUse {
     fn build(config: ValidConfig) -> Result<Self, ConfigError> {
         let (files, now) = (stamps(&config), Instant::now());
         let addresses = (Addresses::new(), now);
-        Ok(Self { upstream: config.build()?, files, since: now, addresses, config })
+        let upstream = config.build()?;
+        Ok(Self { upstream, version: 0, files, since: now, addresses, config })
+    }
+
+    fn sends_as(&self, other: &InUse) -> bool {
+        self.config.kind.sends_as(&other.config.kind) && self.files == other.files
     }
 
     fn has_changed_files(&self) -> bool {
@@ -297,6 +311,22 @@ mod tests {
 
     #[test]
     #[cfg(feature = "http")]
+    fn the_version_counts_the_changes_that_are_no_limits() {
+        let upstream = Replaceable::build(config(""), Faults::unregistered()).unwrap();
+        let limits = "concurrency_max = 2\ntimeout_seconds = 9\nconnection_seconds_max = 9";
+        for (rest, version) in [
+            (limits.to_owned(), 0),
+            (format!("{limits}\nproxy = 'http://p:1'"), 1),
+            (format!("{limits}\nheaders = {{ A = 'b' }}"), 2),
+            ("headers = { A = 'b' }".to_owned(), 2),
+        ] {
+            upstream.put(upstream.prepare(&config(&rest)).unwrap().unwrap());
+            assert_eq!(upstream.settings_version(), version, "{rest}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "http")]
     fn a_file_that_cannot_be_used_is_a_fault_until_it_can() {
         let dir = tempfile::tempdir().unwrap();
         let ca = dir.path().join("ca.pem");
@@ -318,5 +348,6 @@ mod tests {
         std::fs::rename(dir.path().join("new"), &ca).unwrap();
         upstream.look();
         assert!(!Arc::ptr_eq(&first, &upstream.upstream()) && faults.list().is_empty());
+        assert_eq!(upstream.settings_version(), 1, "the good file alone is in use");
     }
 }

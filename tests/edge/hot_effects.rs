@@ -1,7 +1,7 @@
 //! What a reload changes of the spool, of delivery, of the logs and of the origins shows in what
 //! the edge does (SPEC 8), on the running binary and without a lost request.
 
-use crate::backend::Backend;
+use crate::backend::{Act, Backend};
 use crate::delivery::RUNTIME;
 use crate::harness::{Edge, Setup, wait_for};
 use crate::http::Connection;
@@ -265,4 +265,65 @@ fn a_file_that_was_emptied_is_refused_and_one_that_was_empty_at_start_is_not() {
     let edge = Edge::start_with(dir, &set.each_ref().map(|(name, value)| (*name, value.as_str())));
     edge.signal(Signal::HUP);
     edge.wait_log("no key has changed that a reload puts in force");
+}
+
+/// Events wait because `first` asked for a pause of an hour. After the change they arrive at
+/// `then`. The part `from` of the upstream's table becomes `to`.
+fn check_change_ends_the_pause(table: &str, (from, to): (&str, &str), then: &Backend) {
+    let subject = Subject::start(Setup::default().upstreams(table));
+    let event = |n| subject.edge.event(&format!("_a={STEADY}&_n=a&email=p@company.com&id={n}"));
+    (0..3).for_each(|n| assert_eq!(event(n).verdict(), "accepted"));
+    let mut row = Value::Null;
+    wait_for("the pause", || {
+        row = subject.edge.upstream("c");
+        row["last_error"].is_string() && row["state"] != "ok"
+    });
+    assert_eq!((&row["pending"], then.taken().len()), (&3.into(), 0), "{row}");
+    subject.change(from, to);
+    // The counts are true at once, and the state after the worker's next look.
+    wait_for("the events at the new destination", || {
+        row = subject.edge.upstream("c");
+        row["delivered"] == 3 && row["state"] == "ok"
+    });
+    assert!(!then.taken().is_empty(), "{row}");
+}
+
+#[test]
+fn another_destination_ends_the_pause_that_the_one_before_asked_for() {
+    let hubspot = "kind = \"hubspot\"\ntokens = { \"7\" = \"t\" }\nevent_names = { a = \"b\" }\n\
+                   contacts = false";
+    for (kind, status) in [
+        ("kind = \"http\"", 503),
+        ("kind = \"http\"", 404),
+        ("kind = \"http\"\norder = \"portal\"", 503),
+        ("kind = \"legacy\"", 503),
+        (hubspot, 503),
+        (hubspot, 429),
+    ] {
+        let pause = move |_: &_| Act::RefuseWith(status, vec![("Retry-After", "3600".into())]);
+        let first = RUNTIME.block_on(Backend::start(pause));
+        let then = RUNTIME.block_on(Backend::playing([]));
+        let (from, to) = (first.url("/"), then.url("/"));
+        let batch = "[upstream.batch]\nlinger_ms = 5";
+        let table = format!("[[upstream]]\nname = \"c\"\n{kind}\nurl = \"{from}\"\n{batch}");
+        check_change_ends_the_pause(&table, (&from, &to), &then);
+    }
+}
+
+#[test]
+fn other_credentials_end_the_pause_that_those_before_have_led_to() {
+    for kind in [
+        "kind = \"http\"\nheaders = { Authorization = \"Bearer old\" }",
+        "kind = \"hubspot\"\ntokens = { \"7\" = \"old\" }\nevent_names = { a = \"b\" }\n\
+         contacts = false",
+    ] {
+        let backend =
+            RUNTIME.block_on(Backend::start(|request| match request.header("authorization") {
+                "Bearer new" => Act::Take,
+                _ => Act::RefuseWith(401, vec![("Retry-After", "3600".into())]),
+            }));
+        let (url, batch) = (backend.url("/"), "[upstream.batch]\nlinger_ms = 5");
+        let table = format!("[[upstream]]\nname = \"c\"\n{kind}\nurl = \"{url}\"\n{batch}");
+        check_change_ends_the_pause(&table, ("old\"", "new\""), &backend);
+    }
 }
