@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use pixelgate::internals::delivery;
 use pixelgate::internals::delivery::dead_letters::Filter;
-use pixelgate::internals::delivery::{Forwarder, Meters, Options, Route, dead_letters};
+use pixelgate::internals::delivery::{Backoff, Forwarder, Meters, Options, Route, dead_letters};
 use pixelgate::internals::event::{self, Context, Event, Revenue};
 use pixelgate::internals::spool::{self, Durability, Env, Spool};
 use pixelgate::internals::telemetry::faults::Faults;
@@ -49,6 +49,8 @@ struct Whole {
     /// never.
     #[serde(default)]
     attempts_max: u32,
+    /// The part of its upper bound that each wait after a failure lasts, 0 to 1; none: at random.
+    waits: Option<f64>,
     #[serde(default)]
     batch: BatchConfig,
     #[serde(default)]
@@ -87,7 +89,10 @@ impl Rig {
             let reader = spool.reader(&name).unwrap();
             Route { name, upstream, batch, attempts_max, reader }
         });
-        let options = Options::new(dir.path().join("dead"));
+        let mut options = Options::new(dir.path().join("dead"));
+        if let Some(part) = whole.waits {
+            options.backoff = Backoff::new(move || part);
+        }
         let faults = options.faults.clone();
         let meters = options.meters.clone();
         let forwarder = Some(delivery::start(routes.collect(), options));
