@@ -125,9 +125,9 @@ impl Config {
         self.spool.dir.join(SENT_DIR)
     }
 
-    /// Checks that no `file` upstream writes into the spool's folder, or into one that the gate makes
-    /// there: the gate removes these, and reads what is in them as its own. Paths are compared as
-    /// texts, each made absolute.
+    /// Checks that no `file` upstream writes into the spool's folder, or into one that the gate
+    /// makes there: the gate removes these, and reads what is in them as its own. Paths are
+    /// compared as texts, each made absolute.
     fn check_folders(&self) -> Result<(), ConfigError> {
         // Fails only without a working directory; then no relative path can be opened either.
         let whole = |dir: &PathBuf| absolute(dir).unwrap_or_else(|_| dir.clone());
