@@ -138,7 +138,8 @@
 //!   every cursor and is trimmed again.
 //! - *Recycle.* A spare is used only when its name is durable, and it has no segment's name until
 //!   its new header is durable. Its old records carry another segment's number in their checksums.
-//! - *Adopt.* Adopting a lane reads it, and cuts off the bytes after the end of its last segment.
+//! - *Adopt.* Adopting a lane makes the names of its files durable, because the next cursor proves
+//!   them. Then it reads the lane, and cuts off the bytes after the end of its last segment.
 //!   Adopting it again has the same result.
 //! - *Fold and remove.* A delivered lane's counts by portal go into the own lane's file, where they
 //!   do not count before the cursor names the lane. Its other totals go into the own lane's cursor

@@ -140,3 +140,23 @@ fn records_that_were_refused_may_be_lost_after_a_kill() {
     ];
     check(Durability::Power, 1_225_892_491_395_507_110, &actions);
 }
+
+/// The name of a segment is found after a kill, although its folder could not be synced. A later
+/// process must not prove with its cursor a name that a power loss then takes.
+#[test]
+fn a_segment_whose_name_was_not_durable_is_lost_and_not_missing() {
+    use self::Action::*;
+    let actions = [
+        Append(15),
+        Settle,
+        Checkpoint,
+        Fault(Op::Names, 3, 3, 196),
+        Fault(Op::Sync, 2, 3, 160),
+        Append(12),
+        Append(16),
+        Settle,
+        Upgrade(false),
+        LosePower,
+    ];
+    (0..20).for_each(|seed| check(Durability::Interval, seed, &actions));
+}

@@ -168,6 +168,9 @@ fn take_over(
     let cursor = cursor.filter(|cursor| cursor.lane == id);
     let salt = salt(reading, &dir, id, Some(&*lock), cursor.as_ref())?;
     remove_leftovers(reading, &dir)?;
+    // The process may have ended before a name was durable. The next cursor proves the segments
+    // that are found now, so a power loss must not remove their names.
+    reading.sync_dir(&dir)?;
     let survey = survey(reading, &dir, id, salt, Some(quarantine))?;
     let mut segment_index = rebuild(reading, &dir, id, salt, &survey, quarantine)?;
     let absorbed = cursor.as_ref().map_or(&[][..], |cursor| &cursor.absorbed);
