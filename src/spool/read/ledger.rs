@@ -184,7 +184,12 @@ impl ConsumerPosition {
     pub fn totals(&self, end: u64) -> Counts {
         let mut totals = self.below;
         let held = end.max(self.next).max(self.end()).saturating_sub(self.start);
-        totals.accepted = held.saturating_sub(self.foreign);
+        // After a power loss, the acknowledgements may know of more foreign records than the cursor
+        // counted, and these may be gone.
+        let passed_over = self.passed_over();
+        let unread = held.saturating_sub(self.ended_count());
+        let foreign = self.foreign.clamp(passed_over, passed_over + unread);
+        totals.accepted = held.saturating_sub(foreign);
         totals.add(self.runs.totals());
         totals.add(self.carried);
         totals.foreign = 0;
@@ -332,6 +337,22 @@ mod tests {
         position.hand_out(3);
         position.pass_over(5..8);
         assert_eq!((position.foreign, position.totals(8).accepted), (6, 1));
+    }
+
+    #[test]
+    fn foreign_records_that_no_cursor_counted_do_not_stay_pending() {
+        let below = Counts { delivered: 1, foreign: 2, ..Counts::default() };
+        let position = ConsumerPosition::new("a", 1);
+        let mut position = position.resume(4, below, Runs::default()).expect("sound");
+        let expect = Counts { accepted: 2, delivered: 1, ..Counts::default() };
+        assert_eq!(position.totals(5), expect, "one waits");
+        // More than one cannot be foreign and unread.
+        position.foreign = 9;
+        let expect = Counts { accepted: 1, delivered: 1, ..Counts::default() };
+        assert_eq!(position.totals(5), expect);
+        position.lose_to(5);
+        identity_holds(&position, 5);
+        assert_eq!(position.totals(5).pending(), 0);
     }
 
     #[test]
