@@ -1,6 +1,6 @@
 //! The totals of portals: what a full disk and a kill cost, and the memory of a million portals.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -88,6 +88,31 @@ fn what_a_full_disk_and_a_kill_cost_of_the_totals_is_said_and_no_event_is_affect
     let [fault] = &faults.list()[..] else { panic!("one fault") };
     assert_eq!(fault.what, FaultKind::PortalTotals, "{fault:?}");
     assert!(fault.text.contains("events were removed that its file"), "{fault:?}");
+}
+
+#[test]
+fn damaged_records_that_an_upstream_had_count_for_it_without_their_portal() {
+    let fs = SimFs::new(1);
+    let process = fs.process();
+    let spool = open_on(&process, &Faults::unregistered());
+    let mut reader = spool.reader("up").expect("configured");
+    append_all(&spool, &["1 a", "2 b", "2 c", "3 d"]);
+    let (texts, ids) = read(&mut reader);
+    assert_eq!(texts.len(), 4);
+    spool.checkpoint();
+    reader.acknowledger().acknowledge(&ids[..2], Ack::Delivered);
+    reader.acknowledger().acknowledge(&ids[2..3], Ack::Dead);
+    fs.kill(&process);
+    let is_segment = |path: &PathBuf| path.extension() == Some("seg".as_ref());
+    let segment = fs.files().into_iter().find(is_segment).expect("of four events");
+    fs.damage(&segment, |bytes| bytes[64..].fill(0xA5));
+
+    let spool = open_on(&fs.process(), &Faults::unregistered());
+    drain(&spool, "up");
+    let up = of(&spool, "up");
+    assert_eq!((up.delivered, up.dead, up.lost, up.pending), (2, 1, 1, 0), "{up:?}");
+    let (_, all) = spool.busiest_portals(0);
+    assert_eq!((all.accepted, all.delivered), (4, 2), "{all:?}");
 }
 
 /// A clock that stands at a day, counted from 1970-01-01.

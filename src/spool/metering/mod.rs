@@ -28,9 +28,9 @@
 //! # What is not exact
 //!
 //! Rejected events are in no record, so a kill of the process loses those of the last second. A
-//! record that is damaged before its portal was counted is counted as accepted under
-//! [`OTHER`](table::OTHER). If the file of a lane is missing or damaged, its counts begin with the
-//! records that the lane still holds. The log and a fault report this, and
+//! record that is damaged before its portal was counted is counted under [`OTHER`](table::OTHER),
+//! also as delivered where an upstream has it. If the file of a lane is missing or damaged, its
+//! counts begin with the records that the lane still holds. The log and a fault report this, and
 //! [`since`](book::Book::since_ms) is the time from which the totals count. An event that `memory`
 //! or `interval` loses stays in the counts if the cursor or this file knows it, that is, unless it
 //! was accepted after their last write, about a second ago. Then it is in no count.

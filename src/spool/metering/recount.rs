@@ -48,6 +48,8 @@ struct Uncounted<'a> {
     /// How many of the remaining records went to the dead letters, and how many were delivered.
     dead_left: u64,
     delivered_left: u64,
+    /// How many records of `ranges` the lane should hold and were not read.
+    unread: u64,
 }
 
 impl Uncounted<'_> {
@@ -60,6 +62,14 @@ impl Uncounted<'_> {
         *left = left.saturating_sub(1);
         if is_dead { Column::Dead(self.place) } else { Column::Delivered(self.place) }
     }
+
+    /// Counts those that are damaged or missing, and whose portal is unknown.
+    fn count_unread(&self, counts: &mut Counts) {
+        let dead = self.dead_left.min(self.unread);
+        let delivered = self.delivered_left.min(self.unread - dead);
+        counts.tally(Column::Dead(self.place)).add(OTHER, dead);
+        counts.tally(Column::Delivered(self.place)).add(OTHER, delivered);
+    }
 }
 
 /// Reads and counts the records that are not counted yet.
@@ -70,8 +80,9 @@ impl Uncounted<'_> {
 pub fn recount(found: &FoundLane<'_>, book: &Book) -> io::Result<Recounted> {
     let counted_to = found.marks.map_or(0, |marks| marks.counted_to);
     let oldest = found.stretches.first().map_or(found.end, |(_, seqs)| seqs.start);
+    let positions = found.positions.iter();
     let mut uncounted: Vec<Uncounted<'_>> =
-        found.positions.iter().map(|position| uncounted(position, found, book)).collect();
+        positions.map(|position| uncounted(position, found, oldest, book)).collect();
     let firsts = uncounted.iter().filter_map(|upstream| upstream.ranges.first());
     let first = firsts.map(|range| range.start).fold(counted_to.min(found.end), u64::min);
     let has_gap = found.marks.is_some() && first < oldest;
@@ -92,8 +103,11 @@ pub fn recount(found: &FoundLane<'_>, book: &Book) -> io::Result<Recounted> {
                 accepted += 1;
             }
             for upstream in &mut uncounted {
-                let has_ended = has(&upstream.ranges, seq);
-                if has_ended && !found.routing.is_foreign(record, upstream.name) {
+                if !has(&upstream.ranges, seq) {
+                    continue;
+                }
+                upstream.unread = upstream.unread.saturating_sub(1);
+                if !found.routing.is_foreign(record, upstream.name) {
                     let column = upstream.column(seq);
                     counts.tally(column).add(number, 1);
                 }
@@ -108,12 +122,14 @@ pub fn recount(found: &FoundLane<'_>, book: &Book) -> io::Result<Recounted> {
     let from = counted_to.max(oldest);
     let unread = found.end.saturating_sub(from).saturating_sub(accepted);
     counts.tally(Column::Accepted(0)).add(OTHER, unread);
+    uncounted.iter().for_each(|upstream| upstream.count_unread(&mut counts));
     Ok(Recounted { counts, has_gap })
 }
 
 fn uncounted<'a>(
     position: &'a ConsumerPosition,
     found: &FoundLane<'a>,
+    oldest: u64,
     book: &Book,
 ) -> Uncounted<'a> {
     let mark = found.marks.and_then(|marks| {
@@ -130,10 +146,13 @@ fn uncounted<'a>(
         sum(position).saturating_sub(mark.map_or(0, sum))
     };
     let named = found.dead.get(&position.name);
+    let ranges = without(position.ended(), &counted);
+    let held = |range: &Range<u64>| range.end.saturating_sub(range.start.max(oldest));
     Uncounted {
         name: &position.name,
         place: book.name(&position.name),
-        ranges: without(position.ended(), &counted),
+        unread: ranges.iter().map(held).sum(),
+        ranges,
         dead: named.map_or(Vec::new(), |ranges| joined(ranges)),
         dead_left: sum(|ended| ended.dead),
         delivered_left: sum(|ended| ended.delivered),
