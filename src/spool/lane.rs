@@ -272,13 +272,17 @@ impl Lane {
         saved
     }
 
+    /// Whether a following process would not find the cursor in this lane.
+    pub fn has_lost_cursor(&self) -> bool {
+        let id = self.cursor.lock().id();
+        id.is_ok_and(|id| self.has_lost(&self.dir.join(CURSOR), id))
+    }
+
     /// Makes the cursor anew if its file was removed or replaced, because a following process would
     /// not find it.
     fn find_cursor(&self, file: &mut CursorFile) -> io::Result<()> {
         let path = self.dir.join(CURSOR);
-        let is_there = self.check_path(&path, file.id()?).is_ok();
-        // Where the whole lane was moved, the cursor was moved with it.
-        if is_there || self.check_place().is_err() {
+        if !self.has_lost(&path, file.id()?) {
             return Ok(());
         }
         ::log::warn!("spool: {} was removed or replaced, and is made anew", path.display());

@@ -24,11 +24,14 @@ pub struct Settled<'a> {
 }
 
 impl Lane {
-    /// Writes the counts by portal since the last call, and makes them durable.
+    /// Writes the counts by portal since the last call, and makes them durable. Without new counts,
+    /// the file is written only if a following process would not find it.
     pub fn save_counts(&self, book: &Book) -> io::Result<()> {
         let mut journal = self.journal.lock();
+        // Asked before the state is locked, because requests wait for the state.
+        let is_lost = !journal.is_at_its_path(&**self.fs())? && self.check_place().is_ok();
         let state = self.state();
-        if !book.has_open(self.id) && journal.is_at(state.end(), &state.positions) {
+        if !is_lost && !book.has_open(self.id) && journal.is_at(state.end(), &state.positions) {
             return Ok(());
         }
         let (marks, absorbed) = self.take_out(state, &mut journal, book);

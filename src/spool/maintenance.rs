@@ -180,11 +180,12 @@ impl Maintenance {
         lanes.retain(|other| other.key() != lane.key());
     }
 
-    /// Writes a lane's cursor if it has changed, and trims the lane.
+    /// Writes a lane's cursor if it has changed or its file is gone, and trims the lane.
     fn save(&self, lane: &Lane) {
         let state = &self.state;
         let dir = subject(lane.dir());
-        if lane.state().dirty {
+        let has_changed = lane.state().dirty;
+        if has_changed || lane.has_lost_cursor() {
             state.disk_faults.note(
                 FaultKind::SpoolCursor,
                 &dir,
@@ -202,7 +203,7 @@ impl Maintenance {
         }
     }
 
-    /// Writes the counts by portal of a lane.
+    /// Writes the counts by portal of a lane if they have changed or their file is gone.
     fn save_counts(&self, lane: &Lane) {
         let saved = lane.save_counts(&self.state.book);
         self.note_counts(lane, &saved);

@@ -217,6 +217,22 @@ fn a_segment_that_is_removed_under_a_running_edge_is_named_at_once_and_after_a_r
     wait_well(&edge);
 }
 
+/// Waits until nothing was written to a lane's small files for three seconds of the edge's clock.
+fn wait_unwritten(edge: &Edge, lane: &Path) {
+    let written = || {
+        let of = |name| std::fs::metadata(lane.join(name)).and_then(|file| file.modified()).ok();
+        [of("cursor"), of("portals")]
+    };
+    let now = || edge.status()["now"].as_u64().unwrap();
+    let mut last = (written(), now());
+    wait_for("a lane without a change", || {
+        if written() != last.0 {
+            last = (written(), now());
+        }
+        now() >= last.1 + 3000
+    });
+}
+
 #[test]
 fn small_files_that_are_removed_under_a_running_edge_are_made_anew() {
     let (backend, ledger) = (RUNTIME.block_on(Backend::playing([])), Ledger::default());
@@ -224,12 +240,19 @@ fn small_files_that_are_removed_under_a_running_edge_are_made_anew() {
     send(&edge, &ledger, EVENTS);
     edge.wait_delivered("collector");
     let lane = edge.dir().join("spool/lane-00000001");
-    for name in ["cursor", "portals"] {
-        std::fs::remove_file(lane.join(name)).unwrap();
-        send(&edge, &ledger, 1);
-        wait_for("the file to be made anew", || lane.join(name).exists());
+    for comes_an_event in [true, false] {
+        for name in ["cursor", "portals"] {
+            if comes_an_event {
+                std::fs::remove_file(lane.join(name)).unwrap();
+                send(&edge, &ledger, 1);
+            } else {
+                wait_unwritten(&edge, &lane);
+                std::fs::remove_file(lane.join(name)).unwrap();
+            }
+            wait_for("the file to be made anew", || lane.join(name).exists());
+        }
+        edge.wait_delivered("collector");
     }
-    edge.wait_delivered("collector");
     let count = ledger.count.load(Relaxed);
     let edge = Edge::start_in(edge.stop());
     wait_well(&edge);

@@ -197,7 +197,7 @@ impl Journal {
     }
 
     /// Whether a following process would find this file: it may have been removed or replaced.
-    fn is_at_its_path(&self, fs: &dyn Fs) -> io::Result<bool> {
+    pub fn is_at_its_path(&self, fs: &dyn Fs) -> io::Result<bool> {
         let found = fs.id(&self.dir.join(PORTALS));
         if is_absent(&found) { Ok(false) } else { Ok(found? == self.file.id()?) }
     }
