@@ -5,6 +5,7 @@
 //! those in which events wait, then unusual ones. The sentences hold names from the configuration,
 //! numbers, and errors that the log shows as well.
 
+use super::readiness::spool_advice;
 use super::snapshot::Snapshot;
 use crate::delivery;
 use crate::delivery::State;
@@ -75,18 +76,7 @@ pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
 
 fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
     let why = snapshot.spool.failing.as_ref()?;
-    let advice = if why.contains("bytes_max") {
-        "The spool is full because an upstream does not take its events: repair that upstream. \
-         Raising spool.bytes_max gains time. Events on disk are safe; senders get 503 with \
-         Retry-After."
-    } else if why.contains("free_bytes_min") {
-        "Make room on the disk of spool.dir. The edge then accepts events again by itself; events \
-         on disk are safe."
-    } else {
-        "Check the disk of spool.dir. The edge accepts events again by itself once it can write; \
-         events that were answered 200 are safe."
-    };
-    trouble(format!("Events are refused: {why}."), advice)
+    trouble(format!("Events are refused: {why}."), spool_advice(why))
 }
 
 fn portals_refuse(portals: &portals::Status) -> Option<HealthSummary> {

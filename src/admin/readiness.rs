@@ -57,8 +57,23 @@ pub fn note_faults(gate: &PixelGate) {
         FaultKind::SpoolRefuses,
         "spool",
         &format!("spool: {}", spool.failing.as_deref().unwrap_or_default()),
-        "Look at the disk of spool.dir. Events are accepted again without a restart.",
+        spool_advice(spool.failing.as_deref().unwrap_or_default()),
     );
+}
+
+/// What an operator does about a spool that refuses events for the reason `why`.
+pub fn spool_advice(why: &str) -> &'static str {
+    if why.contains("bytes_max") {
+        "The spool is full because an upstream does not take its events: repair that upstream. \
+         Raising spool.bytes_max gains time. Events on disk are safe; senders get 503 with \
+         Retry-After."
+    } else if why.contains("free_bytes_min") {
+        "Make room on the disk of spool.dir. The edge then accepts events again by itself; events \
+         on disk are safe."
+    } else {
+        "Check the disk of spool.dir. The edge accepts events again by itself once it can write; \
+         events that were answered 200 are safe."
+    }
 }
 
 /// A sentence that says why the source gave no list, or no newer one.

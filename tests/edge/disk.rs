@@ -276,6 +276,8 @@ fn a_spool_at_its_bound_refuses_says_so_and_recovers_when_events_are_delivered()
     let ready = edge.admin("/readyz");
     assert!(String::from_utf8_lossy(&ready.body).contains("bytes_max"), "{:?}", ready.body);
     wait_for("the log to say it", || edge.log().contains("spool: full, spool.bytes_max"));
+    let faults = edge.status()["faults"].to_string();
+    assert!(faults.contains("repair that upstream"), "{faults}");
 
     backend.script(|_| Act::Take);
     ledger.wait_accepting(&edge);
