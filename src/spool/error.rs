@@ -25,10 +25,10 @@ pub enum OpenError {
     #[error("the spool's upstreams: {0}")]
     Upstreams(String),
     /// Another process has held the lock of the folder for 10 s.
-    #[error("another process keeps the spool {} locked", .0.display())]
+    #[error("spool.dir: another process keeps the spool {} locked", .0.display())]
     Busy(PathBuf),
     /// The folder cannot be used: the path is not a folder, or this process may not write there.
-    #[error("the spool {} cannot be used", path.display())]
+    #[error("spool.dir: the spool {} cannot be used", path.display())]
     Io {
         /// The folder.
         path: PathBuf,

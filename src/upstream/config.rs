@@ -106,11 +106,12 @@ impl Config {
     ///
     /// The first key whose value cannot be used.
     pub fn validate(&self) -> Result<ValidConfig, ConfigError> {
+        check_name(&self.name)?;
         self.check().map(|()| ValidConfig(self.clone()))
     }
 
+    /// Checks everything but the name.
     fn check(&self) -> Result<(), ConfigError> {
-        check_name(&self.name)?;
         let batch = self.batch.over(&BatchConfig::default());
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
         if self.attempts_max > ATTEMPTS_MAX_MAX {
@@ -171,12 +172,14 @@ impl Config {
             return Err(ConfigError::new("upstream", reason));
         }
         let mut names = HashSet::new();
-        for config in all {
-            config.check()?;
+        for (index, config) in all.iter().enumerate() {
+            let wrong =
+                |reason: String| ConfigError::new(format!("upstream[{index}].name"), reason);
+            check_name(&config.name).map_err(|e| wrong(e.reason().to_owned()))?;
             if !names.insert(&config.name) {
-                let reason = format!("two upstreams are named `{}`", config.name);
-                return Err(ConfigError::new("upstream.name", reason));
+                return Err(wrong(format!("two upstreams are named `{}`", config.name)));
             }
+            config.check()?;
         }
         Ok(all.iter().cloned().map(ValidConfig).collect())
     }

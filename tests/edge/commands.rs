@@ -214,7 +214,8 @@ fn a_wrong_configuration_is_reported_by_file_key_and_reason() {
     };
     check(&replace("[edge]", "[edge]\nlisten_on = 1"), &["edge.toml:2", "listen_on", "listen"]);
     check(&replace("kind = \"file\"", "kind = \"fax\""), &["edge.toml", "kind", "http"]);
-    check(&replace("[spool]", "[spool]\nlinger_ms = 5000"), &["edge.toml", "spool.linger_ms"]);
+    check(&replace("[edge]", "[edge]\nkeepalive_seconds = 0"), &["edge.toml:2: edge.keepalive_s"]);
+    check(&replace("[spool]", "[spool]\nlinger_ms = 5000"), &["edge.toml:", ": spool.linger_ms"]);
     check(&replace("[spool]", "[spool]\nbytes_max = \"lots\""), &["edge.toml", "spool.bytes_max"]);
     check(&replace("[edge]", "[events]\npath = \"event\"\n[edge]"), &["edge.toml", "events.path"]);
     check(&replace("[edge]", "[edge]\norigin = \"gopher://a\""), &["edge.toml", "edge.origin"]);
@@ -235,9 +236,13 @@ fn a_broken_portal_list_is_a_start_up_error_with_its_line() {
 fn the_environment_overrides_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let config = Setup::default().write(dir.path());
-    let mut check = command(&config, &["check"]);
-    let output = check.env("PIXELGATE__EDGE__THREADS", "lots").output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("environment") && said.contains("edge.threads"), "{said}");
+    for (name, value, expect) in [
+        ("PIXELGATE__EDGE__THREADS", "lots", "environment: edge.threads: "),
+        ("PIXELGATE__METRICS__PORTALS_MAX", "1001", "environment: metrics.portals_max: must be"),
+    ] {
+        let output = command(&config, &["check"]).env(name, value).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said.contains(expect), "{said}");
+    }
 }

@@ -433,7 +433,7 @@ fn a_public_admin_listener_keeps_its_token_whatever_the_file_says() {
     for text in ["[log]\n".to_owned(), without_admin, good.replace(public, &without_token)] {
         rename_over(&path, &text);
         edge.signal(Signal::HUP);
-        let mistake = "edge.toml: admin.token: is needed where admin.listen";
+        let mistake = ": admin.token: is needed where admin.listen";
         wait_for("the fault", || status().contains(mistake));
         assert_eq!(edge.admin("/metrics").status, 401);
         rename_over(&path, &good);

@@ -144,7 +144,7 @@ fn a_proxy_of_the_environment_that_cannot_be_used_is_an_error() {
             let output = command(&config, &arguments).env("https_proxy", mistake).output().unwrap();
             let printed = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{printed}");
-            assert!(printed.contains("edge.toml: upstream.a.proxy: "), "{printed}");
+            assert!(printed.contains(": upstream.a.proxy: "), "{printed}");
             assert!(printed.contains("HTTPS_PROXY of the environment"), "{printed}");
         }
     }

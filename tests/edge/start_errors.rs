@@ -96,14 +96,14 @@ fn check_finds_what_run_would() {
     let below = format!("[[upstream]]\nname = 'f'\nkind = 'file'\ndir = '{key}/events'");
     let setup = Setup::default;
     for (setup, expect) in [
-        (setup().edge(&tls(pair(&cert, &key))), ["edge.toml: edge.tls: ", "is encrypted"]),
-        (setup().edge(&tls(pair(&cert, &own))), ["edge.toml: edge.tls: ", "is not "]),
-        (setup().upstreams(&collector), ["edge.toml: upstream.c.key: ", "is encrypted"]),
-        (setup().upstreams(&below), ["edge.toml: upstream.f.dir: ", "no folder"]),
+        (setup().edge(&tls(pair(&cert, &key))), [": edge.tls: ", "is encrypted"]),
+        (setup().edge(&tls(pair(&cert, &own))), [": edge.tls: ", "is not "]),
+        (setup().upstreams(&collector), [": upstream.c.key: ", "is encrypted"]),
+        (setup().upstreams(&below), [": upstream.f.dir: ", "no folder"]),
     ] {
         let config = setup.write(dir.path());
         check(&config, &["check"], &expect);
-        check(&config, &["run"], &["edge.toml: "]);
+        check(&config, &["run"], &["edge.toml:"]);
     }
     let config = setup().listen("0.0.0.0:65001").listen("127.0.0.1:65001").write(dir.path());
     for arguments in [["check"], ["run"]] {
@@ -149,7 +149,7 @@ fn a_file_upstream_and_the_spool_share_no_folder() {
         let upstream = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{folder}'");
         let config = Setup::default().upstreams(&upstream).write(dir.path());
         for arguments in [["check"], ["run"]] {
-            check(&config, &arguments, &["edge.toml: upstream.u.dir: ", expect]);
+            check(&config, &arguments, &["edge.toml:", ": upstream.u.dir: ", expect]);
         }
     }
 }
@@ -173,6 +173,15 @@ fn failure(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (
     child.stderr.unwrap().read_to_string(&mut printed).unwrap();
     let line = printed.lines().find(|line| line.starts_with("pixelgate:"));
     (status.code().unwrap_or(-1), line.unwrap_or_default().to_owned())
+}
+
+/// Whether `:7`, which follows the name of the file, is the line of the key, or that of its table
+/// where the table lacks the key.
+fn is_line_of(key: &str, place: &str, text: &str) -> bool {
+    let number: usize = place[1..].parse().unwrap();
+    let line = text.lines().nth(number - 1).unwrap();
+    let last = key.split(':').next().unwrap().rsplit('.').next().unwrap();
+    line.starts_with(&format!("{last} = ")) || ["[[upstream]]", "[otlp]"].contains(&line)
 }
 
 /// The key that is wrong, the rest of the configuration, and the environment.
@@ -248,7 +257,7 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
         let state = vec![("PIXELGATE__EDGE__STATE_DIR", path.as_str())];
         all.push(("edge.state_dir: ".to_owned(), Setup::default(), state));
         let spool = vec![("PIXELGATE__SPOOL__DIR", path.as_str())];
-        all.push(("".to_owned(), Setup::default(), spool));
+        all.push(("spool.dir: ".to_owned(), Setup::default(), spool));
     }
     let proxy = |value| vec![("HTTPS_PROXY", value)];
     for mistake in ["junk junk", "socks5://p", "http://p/path"] {
@@ -261,11 +270,16 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
     for (key, setup, environment) in all {
         let config = setup.write(dir.path());
         let text = std::fs::read_to_string(&config).unwrap();
-        let expect = format!("pixelgate: {}: {key}", config.display());
+        let is_set = environment.iter().any(|(name, _)| name.starts_with("PIXELGATE__"));
         for arguments in [["check"], ["run"]] {
             let (code, line) = failure(&config, &arguments, &environment);
             assert_eq!(code, 2, "{arguments:?} with {text}");
-            assert!(line.starts_with(&expect), "{arguments:?}: {line:?} is not of {key}, {text}");
+            let (place, reason) = line["pixelgate: ".len()..].split_once(": ").unwrap();
+            assert!(reason.starts_with(&key), "{arguments:?}: {line:?} is not of {key}, {text}");
+            match place.strip_prefix(config.to_str().unwrap()) {
+                Some(number) => assert!(is_line_of(&key, number, &text), "{line} with {text}"),
+                None => assert!(is_set && place == "environment", "{line}"),
+            }
             let debug = ["Other(", "Os {", "Error(", "\\\""].iter().find(|of| line.contains(**of));
             assert_eq!(debug, None, "{line}");
         }

@@ -9,6 +9,7 @@ mod files;
 pub mod keys;
 mod line;
 pub mod listeners;
+mod places;
 pub mod schema;
 
 use environment::Environment;
@@ -16,6 +17,7 @@ pub use error::ConfigError;
 use error::{error, file_place, key_of};
 use line::{line_at, line_in_list};
 use pixelgate::tools::without_value;
+pub use places::Places;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 use std::path::Path;
@@ -43,6 +45,8 @@ pub struct Config {
     pub gate: pixelgate::config::ValidConfig,
     /// The values of the file and of the overrides, to compare with those of a later reload.
     pub table: toml::Table,
+    /// Where the values stand.
+    pub places: Places,
     /// Whether the file itself sets no key.
     pub is_blank: bool,
 }
@@ -77,9 +81,11 @@ impl Config {
         let text = read(path).map_err(|reason| error(path.display(), "", reason))?;
         let overrides = Environment::new(std::env::vars_os());
         let overrides = overrides.map_err(|(name, reason)| error("environment", &name, reason))?;
+        let overridden = overrides.keys();
         let (document, table) = Document::parse(path, &text, overrides)?;
         let is_blank = toml::from_str(&text).is_ok_and(|own: toml::Table| own.is_empty());
-        Ok(Config { is_blank, ..document.validate(path, table)? })
+        let places = Places::new(path, text, table.clone(), overridden);
+        Ok(Config { is_blank, ..document.validate(path, table, places)? })
     }
 
     /// Returns what a reload puts in force: this configuration of the file at `path`, but with the
@@ -92,9 +98,10 @@ impl Config {
     pub fn over(&self, in_force: &toml::Table, path: &Path) -> Result<Self, ConfigError> {
         let table = keys::overlay(in_force, &self.table);
         let document = serde_path_to_error::deserialize(table.clone()).map_err(|e| {
-            error(path.display(), &key_of(e.path()), without_value(e.inner().message()))
+            let key = key_of(e.path());
+            error(self.places.of(&key), &key, without_value(e.inner().message()))
         })?;
-        Document::validate(document, path, table).map_err(|mut e| {
+        Document::validate(document, path, table, self.places.clone()).map_err(|mut e| {
             e.reason += " (with the values in force of the keys that need an upgrade)";
             e
         })
@@ -145,27 +152,30 @@ impl Document {
         })
     }
 
-    fn validate(self, path: &Path, table: toml::Table) -> Result<Config, ConfigError> {
+    fn validate(
+        self,
+        path: &Path,
+        table: toml::Table,
+        places: Places,
+    ) -> Result<Config, ConfigError> {
         let Self { edge, admin, log, mut access_log, metrics, otlp, .. } = self;
+        let wrong = |key: &str, reason: String| error(places.of(key), key, reason);
         let within = |section: &'static str| {
-            move |(key, reason): (&str, String)| {
-                error(path.display(), &format!("{section}.{key}"), reason)
-            }
+            move |(key, reason): (&str, String)| wrong(&format!("{section}.{key}"), reason)
         };
         edge.validate().map_err(within("edge"))?;
         admin.validate().map_err(within("admin"))?;
         log.validate().map_err(within("log"))?;
-        listeners::check(&edge, &admin)
-            .map_err(|(key, reason)| error(path.display(), &key, reason))?;
+        listeners::check(&edge, &admin).map_err(|(key, reason)| wrong(&key, reason))?;
         access_log.validate().map_err(within("access_log"))?;
         let mut others = files::named(path, &table);
         files::add_own(&mut others, &edge.state_dir, &listeners::all(&edge, &admin));
         files::check_access_log(&access_log, &others)
-            .map_err(|reason| error(path.display(), "access_log.path", reason))?;
+            .map_err(|reason| wrong("access_log.path", reason))?;
         access_log.others = Arc::new(others);
         metrics.validate().map_err(within("metrics"))?;
         let in_otlp = |e: pixelgate::errors::ConfigError| {
-            error(path.display(), &format!("otlp.{}", e.key()), e.reason().to_owned())
+            wrong(&format!("otlp.{}", e.key()), e.reason().to_owned())
         };
         otlp.validate().map_err(in_otlp)?;
         let mut gate = pixelgate::Config::default();
@@ -176,10 +186,9 @@ impl Document {
         gate.spool = self.spool;
         gate.batch = self.batch;
         gate.upstream = self.upstream;
-        let gate =
-            gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
+        let gate = gate.validate().map_err(|e| wrong(e.key(), e.reason().to_owned()))?;
         let is_blank = false;
-        Ok(Config { edge, admin, log, access_log, metrics, otlp, gate, table, is_blank })
+        Ok(Config { edge, admin, log, access_log, metrics, otlp, gate, table, places, is_blank })
     }
 }
 
@@ -204,7 +213,10 @@ mod tests {
 
     fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let document = document(text, environment);
-        let validate = |d: Document| d.validate(Path::new("edge.toml"), toml::Table::new());
+        let path = Path::new("edge.toml");
+        let table: toml::Table = toml::from_str(text).unwrap_or_default();
+        let places = Places::new(path, text.to_owned(), table, Vec::new());
+        let validate = |d: Document| d.validate(path, toml::Table::new(), places);
         document.and_then(validate).map_err(|e| e.to_string())
     }
 
@@ -277,7 +289,7 @@ mod tests {
         check("[spool]\ndurability = \"maybe\"", &["edge.toml:2: ", "`power`", "`memory`"]);
         check("[edge\n", &["edge.toml:1: "]);
         check("[edges]\n", &["edge.toml:1: ", "`edges`"]);
-        check("[edge]\norigin = \"ftp://a\"", &["edge.toml: edge.origin: "]);
+        check("[edge]\norigin = \"ftp://a\"", &["edge.toml:2: edge.origin: "]);
     }
 
     #[test]

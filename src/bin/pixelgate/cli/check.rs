@@ -22,12 +22,12 @@ use std::time::Duration;
 /// The longest time for the check of everything that a configuration names, in seconds.
 const CHECK_SECONDS_MAX: u64 = 30;
 
-/// Checks everything that the configuration names, and prints a summary. `path` is the file of the
-/// configuration, for messages.
-pub fn run(path: &Path, config: Config) -> ExitCode {
+/// Checks everything that the configuration names, and prints a summary.
+pub fn run(config: Config) -> ExitCode {
+    let places = config.places.clone();
     let summary = match check_in_time(config) {
         Ok(summary) => summary,
-        Err(why) => return fail(UNUSABLE, format!("{}: {why}", path.display())),
+        Err(why) => return fail(UNUSABLE, format!("{}: {why}", places.of_message(&why))),
     };
     // The last line of the summary is the verdict, which gets a colour.
     let (body, verdict) = summary.rsplit_once('\n').unwrap_or(("", &summary));
@@ -38,12 +38,13 @@ pub fn run(path: &Path, config: Config) -> ExitCode {
 }
 
 /// Checks the same as [`run`], and prints each key whose value the running edge does not have in
-/// force, and whether a reload or an upgrade puts it in force.
+/// force, and whether a reload or an upgrade puts it in force. `path` is the file of the
+/// configuration, for messages.
 pub fn diff(path: &Path, config: Config) -> ExitCode {
     let (state_dir, values) = (config.edge.state_dir.clone(), Values::of(&config.table));
-    let is_blank = config.is_blank;
+    let (places, is_blank) = (config.places.clone(), config.is_blank);
     if let Err(why) = check_in_time(config) {
-        return fail(UNUSABLE, format!("{}: {why}", path.display()));
+        return fail(UNUSABLE, format!("{}: {why}", places.of_message(&why)));
     }
     let running = match Running::read(&state_dir) {
         Ok(running) => running,

@@ -34,17 +34,18 @@ pub fn run(cli: Cli) -> ExitCode {
             };
             // Must come before the spool opens, because the spool may open the files of many lanes.
             file_limit::raise();
+            let places = config.places.clone();
             match server::run(&cli.file.config, config, upgrade, handlers) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) if e.is_of_configuration() => {
-                    let file = cli.file.config.display();
-                    fail(UNUSABLE, format!("{file}: {}", with_causes(&e)))
+                    let why = with_causes(&e);
+                    fail(UNUSABLE, format!("{}: {why}", places.of_message(&why)))
                 }
                 Err(e @ EdgeError::Close(_)) => fail(NO, with_causes(&e)),
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }
         }
-        Command::Check { diff: false } => check::run(&cli.file.config, config),
+        Command::Check { diff: false } => check::run(config),
         Command::Check { diff: true } => check::diff(&cli.file.config, config),
         Command::Explain { json, event } => match explain::explain(config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,

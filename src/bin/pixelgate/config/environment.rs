@@ -50,6 +50,11 @@ impl Environment {
         self.0.is_empty()
     }
 
+    /// The keys that are overridden, each as its section, then keys and positions in lists.
+    pub fn keys(&self) -> Vec<Vec<String>> {
+        self.0.iter().map(|each| each.path.clone()).collect()
+    }
+
     /// Sets the key of every override in `file`. The text of a variable is read as TOML (`4`,
     /// `true`, `["a"]`). A text that is not TOML, or whose key takes only a string, is used as a
     /// string. `fits` returns whether a table is a valid configuration.

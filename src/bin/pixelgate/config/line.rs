@@ -4,6 +4,7 @@
 //! by leaving out one key after the other until the mistake is gone.
 
 use serde_path_to_error::{Path as KeyPath, Segment};
+use std::fmt;
 use toml::de::{DeArray, DeTable, DeValue};
 use toml::{Table, Value};
 
@@ -12,11 +13,22 @@ pub fn line_at(text: &str, offset: usize) -> usize {
     1 + text[..offset.min(text.len())].matches('\n').count()
 }
 
-/// A step from a table or list to a value in it.
+/// A step from a table or list to a value in it. Displays as the name of a variable has it.
 #[derive(Debug, Clone)]
-enum Step {
+pub enum Step {
+    /// The key of a table.
     Key(String),
+    /// The position in a list, from 0.
     Index(usize),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Key(key) => f.write_str(key),
+            Step::Index(index) => write!(f, "{index}"),
+        }
+    }
 }
 
 /// Returns the line of the mistake at `path`, or below it in a table whose errors have no path.
@@ -71,7 +83,7 @@ fn table_at<'t>(document: &'t mut Table, steps: &[Step]) -> Option<&'t mut Table
 
 /// Returns the line of a value. If the file does not have it, returns that of the table or list
 /// around it.
-fn line_of(text: &str, steps: &[Step]) -> Option<usize> {
+pub fn line_of(text: &str, steps: &[Step]) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut offset = None;
     let mut table = Some(document.get_ref());

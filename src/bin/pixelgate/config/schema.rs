@@ -6,6 +6,7 @@ pub const SCHEMA: &str = include_str!("../../../../config/schema.json");
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Places;
     use crate::config::environment::Environment;
     use crate::config::{Config, Document};
     use serde_json::{Map, Value, json};
@@ -29,8 +30,9 @@ mod tests {
     }
 
     fn config(text: &str) -> Result<Config, String> {
-        let validate =
-            |document: Document| document.validate(Path::new("edge.toml"), toml::Table::new());
+        let (path, table) = (Path::new("edge.toml"), toml::from_str(text).unwrap_or_default());
+        let places = Places::new(path, text.to_owned(), table, Vec::new());
+        let validate = |document: Document| document.validate(path, toml::Table::new(), places);
         document(text).and_then(|document| validate(document).map_err(|e| e.to_string()))
     }
 
@@ -252,13 +254,15 @@ mod tests {
     #[test]
     fn it_refuses_what_the_code_refuses_and_nothing_else() {
         let (validator, schema) = (validator(), schema());
-        let mut different = Vec::new();
+        let (mut different, mut placed) = (Vec::new(), 0);
         let mut compare = |key: &str, its: &Value, before: &str| {
             for value in candidates(its) {
                 let text = format!("{before}{key} = {}\n", toml_of(&value));
                 let table = toml::from_str::<toml::Table>(&text).expect(&text);
                 let by_schema = validator.is_valid(&serde_json::to_value(table).unwrap());
                 let by_code = config(&text);
+                let refused = by_code.as_ref().err().map(String::as_str).unwrap_or_default();
+                placed += usize::from(check_place(refused, key, before));
                 let is_text = value.is_string()
                     || value.as_array().is_some_and(|all| all.iter().all(Value::is_string))
                     || value.as_object().is_some_and(|all| all.values().all(Value::is_string));
@@ -290,6 +294,19 @@ mod tests {
             compare(key, its, &format!("{}[upstream.batch]\n", least("file").unwrap()));
         }
         assert!(different.is_empty(), "{}", different.join("\n"));
+        assert!(placed > 1000, "{placed}");
+    }
+
+    /// Checks that a message about `key`, which stands in one line after `before`, has its line.
+    /// Returns whether the message is about this key.
+    fn check_place(message: &str, key: &str, before: &str) -> bool {
+        let Some((place, rest)) = message.split_once(": ") else { return false };
+        assert!(place.starts_with("edge.toml:"), "{message}");
+        let named = rest.split(": ").next().unwrap_or_default();
+        let is_of_key = named.split(['.', '[']).any(|part| part == key);
+        let expect = format!("edge.toml:{}", before.lines().count() + 1);
+        assert!(!is_of_key || place == expect, "{message} after {before:?}");
+        is_of_key
     }
 
     #[test]

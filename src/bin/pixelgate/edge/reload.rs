@@ -168,7 +168,7 @@ impl Reloader {
     fn try_reload(&self, state: &mut State) -> Result<Changes, String> {
         let file = Config::load(&self.path).map_err(|e| e.to_string())?;
         let changes = Values::of(&state.table).changes(&Values::of(&file.table));
-        let failed = |why: String| format!("{}: {why}", self.path.display());
+        let failed = |why: String| format!("{}: {why}", file.places.of_message(&why));
         changes.check_not_emptied(file.is_blank).map_err(failed)?;
         let new = file.over(&state.table, &self.path).map_err(|e| e.to_string())?;
         let built = self.build(new, &changes).map_err(failed)?;
