@@ -1,6 +1,6 @@
 //! The command line and its error messages (SPEC 8 and 9).
 
-use crate::harness::{Setup, command};
+use crate::harness::{Edge, Setup, command};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -244,5 +244,19 @@ fn the_environment_overrides_the_file() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2));
         assert!(said.contains(expect), "{said}");
+    }
+}
+
+#[test]
+fn check_compares_with_a_running_edge_alone() {
+    let edge = Setup::default().start();
+    let config = edge.dir().join("edge.toml");
+    let (code, out, _) = run(&config, &["check", "--diff"]);
+    assert_eq!((code, out.as_str()), (0, "no key has changed\n"));
+    for end in [Edge::stop, Edge::kill] {
+        let dir = end(Edge::start_in(Setup::default().start().stop()));
+        let (code, out, said) = run(&dir.path().join("edge.toml"), &["check", "--diff"]);
+        assert_eq!((code, out.as_str()), (1, ""), "{said}");
+        assert!(said.contains(": no edge runs with this edge.state_dir\n"), "{said}");
     }
 }

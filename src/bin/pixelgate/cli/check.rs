@@ -7,10 +7,10 @@ use crate::config::Config;
 use crate::config::keys::Values;
 use crate::config::listeners;
 use crate::edge::listen::Bound;
-use crate::edge::metrics_export;
 use crate::edge::origin_ca::Authorities;
-use crate::edge::running::Running;
+use crate::edge::running::{NO_EDGE, Running};
 use crate::edge::tls::Certificates;
+use crate::edge::{handover, metrics_export, upgrade_socket};
 use crate::writable::{self, Unwritable};
 use pixelgate::config::UpstreamKind;
 use std::io::Write;
@@ -56,6 +56,9 @@ pub fn diff(path: &Path, config: Config) -> ExitCode {
             anstream::stderr(),
             "pixelgate: edge.state_dir: {why}: the values below may be older than those in force"
         );
+    } else if upgrade_socket::is_left_behind(&state_dir.join(handover::SOCKET_NAME)) {
+        // Where files can be made, a running edge has a socket of its own there.
+        return fail(NO, format!("{}: {NO_EDGE}", state_dir.display()));
     }
     let changes = running.changes(&values);
     if let Err(why) = changes.check_not_emptied(is_blank) {

@@ -29,5 +29,5 @@ pub mod stop;
 mod systemd;
 mod trailers;
 mod upgrade;
-mod upgrade_socket;
+pub mod upgrade_socket;
 mod within;

@@ -19,6 +19,8 @@ use std::path::Path;
 
 /// The name of the file in `edge.state_dir`.
 pub const FILE_NAME: &str = "configuration.json";
+/// Why there is nothing to compare with.
+pub const NO_EDGE: &str = "no edge runs with this edge.state_dir";
 /// The length of the key of the hashes, in bytes.
 const KEY_BYTES: usize = 32;
 /// The most bytes of the file that are read: enough for more keys than a configuration has.
@@ -66,9 +68,9 @@ impl Running {
         let path = state_dir.join(FILE_NAME);
         let failed = |why: String| format!("{}: {why}", path.display());
         let text = pixelgate::tools::read_regular_file(&path, FILE_BYTES_MAX);
-        let unknown = "no edge runs with this edge.state_dir, or its disk does not take the file \
-                       (the fault `state_dir`); a changed edge.state_dir cannot be compared";
-        let text = text.map_err(|e| failed(format!("{e}: {unknown}")))?;
+        let unknown = "or its disk does not take the file (the fault `state_dir`); a changed \
+                       edge.state_dir cannot be compared";
+        let text = text.map_err(|e| failed(format!("{e}: {NO_EDGE}, {unknown}")))?;
         serde_json::from_slice(&text).map_err(|e| failed(e.to_string()))
     }
 

@@ -182,12 +182,22 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a process listens on the socket at `path`. The process does not notice: a datagram
-/// socket cannot connect to one of streams, and the kernel says so (`EPROTOTYPE`) only where a
-/// process has that open.
+/// Whether a process listens on the socket at `path`.
 fn is_used(path: &Path) -> bool {
+    probe(path) == Some(Errno::PROTOTYPE)
+}
+
+/// Whether there is a socket at `path` and its process has ended.
+pub fn is_left_behind(path: &Path) -> bool {
+    probe(path) == Some(Errno::CONNREFUSED)
+}
+
+/// Connects to the socket at `path` and returns why that failed. Its process does not notice: a
+/// datagram socket cannot connect to one of streams, and the kernel says so (`EPROTOTYPE`) only
+/// where a process has that open.
+fn probe(path: &Path) -> Option<Errno> {
     let connected = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
-    connected.is_err_and(|e| Errno::from_io_error(&e) == Some(Errno::PROTOTYPE))
+    connected.err().and_then(|e| Errno::from_io_error(&e))
 }
 
 #[cfg(test)]
@@ -198,12 +208,12 @@ mod tests {
     fn a_socket_is_used_while_a_process_has_it_open() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.sock");
-        assert!(!is_used(&path), "nothing is there");
+        assert!(!is_used(&path) && !is_left_behind(&path), "nothing is there");
         let listener = listen(&path).unwrap();
-        assert!(is_used(&path));
+        assert!(is_used(&path) && !is_left_behind(&path));
         let error = listener.accept().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock, "the probe is not seen");
         drop(listener);
-        assert!(path.exists() && !is_used(&path), "its process has ended");
+        assert!(!is_used(&path) && is_left_behind(&path), "its process has ended");
     }
 }
