@@ -1,5 +1,6 @@
 //! What `pixelgate run` and `pixelgate check` print when the edge cannot start (SPEC 8).
 
+use crate::documented::row_of;
 use crate::harness::{Edge, PATIENCE, Setup, command};
 use std::io::Read;
 use std::net::TcpListener;
@@ -20,6 +21,7 @@ fn check(config: &Path, arguments: &[&str], expect: &[&str]) {
         assert!(line.contains(part), "{part:?} is not in {line:?}");
         assert_eq!(line.matches(part).count(), 1, "{part:?} is there once: {line:?}");
     }
+    assert!(row_of(line).is_some(), "docs/operating.md does not list {line:?}");
 }
 
 #[test]
@@ -280,6 +282,7 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
                 Some(number) => assert!(is_line_of(&key, number, &text), "{line} with {text}"),
                 None => assert!(is_set && place == "environment", "{line}"),
             }
+            assert!(row_of(&line).is_some(), "docs/operating.md does not list {line:?}");
             let debug = ["Other(", "Os {", "Error(", "\\\""].iter().find(|of| line.contains(**of));
             assert_eq!(debug, None, "{line}");
         }
