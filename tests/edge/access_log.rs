@@ -470,9 +470,10 @@ fn logrotate_rotates_it_as_the_package_says() {
     let packaged = include_str!("../../packaging/logrotate/pixelgate");
     let config = packaged.replace("/var/log/pixelgate", log.dir.path().to_str().unwrap());
     let hup = format!("kill -HUP {}", edge.pid());
-    assert!(config.contains("systemctl reload pixelgate"));
+    let reload = "systemctl try-reload-or-restart 'pixelgate[.@]*service'";
+    assert!(config.contains(reload), "{config}");
     let path = log.dir.path().join("logrotate.conf");
-    fs::write(&path, config.replace("systemctl reload pixelgate", &hup)).unwrap();
+    fs::write(&path, config.replace(reload, &hup)).unwrap();
     let mut logrotate = Command::new("logrotate");
     logrotate.arg("--force").arg("--state").arg(log.dir.path().join("state")).arg(&path);
     let said = logrotate.output().unwrap();

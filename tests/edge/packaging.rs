@@ -7,6 +7,7 @@ use crate::harness::{Setup, command, wait_for};
 use crate::terminal::is_there;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -290,4 +291,32 @@ fn the_dockerfile_copies_what_is_there_and_runs_as_an_unprivileged_user() {
     let user = user.and_then(|user| user.split(':').next()?.parse::<u32>().ok());
     assert!(user.is_some_and(|user| user > 0), "{user:?}");
     assert!(last_stage.contains("CMD [\"pixelgate\", \"probe\"]"));
+}
+
+#[test]
+fn a_rotation_reloads_every_unit_of_an_edge_and_no_other() {
+    let rotation = std::fs::read_to_string(root().join("packaging/logrotate/pixelgate")).unwrap();
+    let script = rotation.split("postrotate\n").nth(1).unwrap().split("endscript").next().unwrap();
+    // What would reload the units says what it is asked for instead.
+    let dir = tempfile::tempdir().unwrap();
+    let systemctl = dir.path().join("systemctl");
+    std::fs::write(&systemctl, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
+    std::fs::set_permissions(&systemctl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let asked = Command::new("sh").args(["-c", script]).env("PATH", path).output().unwrap();
+    let asked = String::from_utf8(asked.stdout).unwrap();
+    let (verb, pattern) = asked.trim_end().split_once('\n').unwrap();
+    // Fails for no unit that does not run.
+    assert_eq!(verb, "try-reload-or-restart");
+    for (unit, expect) in [
+        ("pixelgate.service", true),
+        ("pixelgate@a.service", true),
+        ("pixelgate@eu.service", true),
+        ("pixelgate-exporter.service", false),
+        ("pixelgate.slice", false),
+    ] {
+        let fits = format!("case '{unit}' in {pattern}) exit 0;; esac; exit 1");
+        let status = Command::new("sh").args(["-c", &fits]).status().unwrap();
+        assert_eq!(status.success(), expect, "{unit} and {pattern}");
+    }
 }
