@@ -76,9 +76,7 @@ async fn a_server_that_is_killed_under_load_costs_no_event_and_makes_no_duplicat
     for round in 1..=5 {
         rig.accept(1000);
         let enough = round * 500;
-        while rig.counts("log").delivered < enough {
-            tokio::task::yield_now().await;
-        }
+        rig.until_counts("log", |counts| counts.delivered >= enough).await;
         server.kill();
         rig.accept(100);
         rig.until("log", |s| s.state.as_str() != "ok").await;
@@ -185,9 +183,7 @@ async fn who_we_are_is_in_the_url() {
         check_error(&rig, "misconfigured", "credentials").await;
         let dir = rig.stop().await;
         let rig = Rig::start_in(dir, &upstream(&server.url(login), SUBJECT), Vec::new());
-        while rig.counts("log").delivered < 10 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        rig.until_counts("log", |counts| counts.delivered >= 10).await;
         assert_eq!(crate::nats_server::read_stream(&jetstream, "EVENTS").await.len(), 10);
         rig.stop().await;
     }
@@ -274,9 +270,7 @@ async fn tls_is_spoken_with_whom_we_trust_and_we_show_ourselves() {
     let folder = rig.stop().await;
     let config = upstream(&url, &format!("{shown}\nca = '{ca}'"));
     let rig = Rig::start_in(folder, &config, Vec::new());
-    while rig.counts("log").delivered < 10 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    rig.until_counts("log", |counts| counts.delivered >= 10).await;
     assert_eq!(crate::nats_server::read_stream(&jetstream, "EVENTS").await.len(), 10);
     rig.stop().await;
 }

@@ -155,7 +155,9 @@ async fn poison_is_shown_while_its_attempts_fail_on_this_side() {
         (SECOND / 100, outcome)
     });
     let mut rig = upstream.rig("batch = { events_max = 1, linger_ms = 5 }");
+    let began = Instant::now();
     while attempts.load(SeqCst) < 10 {
+        assert!(began.elapsed() < 3600 * SECOND, "{:?}", rig.status("own"));
         rig.accept(1);
         sleep(2 * SECOND).await;
     }

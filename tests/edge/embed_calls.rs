@@ -1,7 +1,7 @@
 //! The calls of a gate that a host makes by itself: without Pingora's server, on a runtime of one
 //! thread, and with a clock, a registry, a portal list and an upstream of its own.
 
-use crate::harness::wait_for;
+use crate::harness::{PATIENCE, wait_for};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::prelude::*;
@@ -183,9 +183,12 @@ async fn delivery_runs_on_the_hosts_runtime() {
     let (builder, kept) = builder(config(&dir), &dir);
     let gate = builder.runtime(tokio::runtime::Handle::current()).open().unwrap();
     assert!(judge(&gate, "_a=62515&_n=x").await.is_accepted());
-    while kept.0.lock().is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let delivered = async {
+        while kept.0.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, delivered).await.expect("the event to be delivered");
     assert_eq!(kept.0.lock()[0]["event"], "x");
     gate.close_async(LIMIT).await.unwrap();
 }

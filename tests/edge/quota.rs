@@ -4,7 +4,7 @@
 use crate::admin::post_explain;
 use crate::harness::{Edge, Setup, command, wait_for};
 use crate::metering::totals;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 const LIST: &str = "portals = [62515]\n[[portal]]\nid = 7\nquota = { per_day = 3 }\n";
@@ -108,12 +108,11 @@ fn a_successor_knows_at_once_what_the_old_one_has_accepted() {
     wait_for("the totals in the files", written);
     let new = old.upgrade();
     // Until the old one stops, either of them may answer a request for a page.
-    let status = loop {
-        let status = new.status();
-        if status["pid"] == new.pid() {
-            break status;
-        }
-    };
+    let mut status = Value::Null;
+    wait_for("a page of the new one", || {
+        status = new.status();
+        status["pid"] == new.pid()
+    });
     assert_eq!(status["spool"]["lanes_of_other_processes"], 1);
     let up = &status["upstreams"][0];
     assert_eq!(

@@ -267,7 +267,9 @@ impl Rig {
 fn wait(commit: spool::Commit) {
     let mut context = task::Context::from_waker(Waker::noop());
     let mut commit = pin!(commit);
+    let until = std::time::Instant::now() + HANGS_AFTER;
     while commit.as_mut().poll(&mut context).map(Result::unwrap).is_pending() {
+        assert!(std::time::Instant::now() < until, "the spool does not answer");
         std::thread::sleep(Duration::from_micros(100));
     }
 }

@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pixelgate::internals::delivery::dead_letters::{
     DEAD_BYTES_MAX, DeadLetters, Filter, Letter, Reason, list, remove,
@@ -103,7 +103,9 @@ fn letters_of_processes_that_are_killed_beside_each_other_are_all_there() {
     let known = || safe.lock().expect("a test's own lock").len();
     for kill in 0..3 * kills {
         let before = known();
+        let until = Instant::now() + Duration::from_secs(60);
         while known() < before + 30 {
+            assert!(Instant::now() < until, "only {} letters were written", known() - before);
             std::thread::sleep(Duration::from_millis(1));
         }
         let at = (kill % 3) as usize;

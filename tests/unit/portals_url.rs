@@ -135,6 +135,17 @@ impl Rig {
             .unwrap()
     }
 
+    /// Waits until events of this portal are allowed. Panics after a minute.
+    async fn until_allowed(&self, portal: u64) {
+        let wait = async {
+            while verdict(&self.portals, portal) != PortalVerdict::Allowed {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        waited.unwrap_or_else(|_| panic!("{portal}: {:?}", self.portals.status().last_failure));
+    }
+
     async fn look(&self) -> Refreshed {
         self.portals.refresh(RefreshMode::Routine).await
     }
@@ -471,15 +482,11 @@ async fn watching_fetches_at_once_and_ends_when_stopped() {
     rig.server.answers("200 OK", "11\n");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let watching = tokio::spawn(rig.portals.clone().watch(stopped));
-    while verdict(&rig.portals, 11) != PortalVerdict::Allowed {
-        tokio::task::yield_now().await;
-    }
+    rig.until_allowed(11).await;
     // A refresh that is asked for happens at once.
     rig.server.answers("200 OK", "22\n");
     rig.portals.reload();
-    while verdict(&rig.portals, 22) != PortalVerdict::Allowed {
-        tokio::task::yield_now().await;
-    }
+    rig.until_allowed(22).await;
     stop.send(true).unwrap();
     watching.await.unwrap();
 }
