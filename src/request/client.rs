@@ -4,6 +4,7 @@
 //! addresses is followed from the peer of the connection outwards, and the first address that is
 //! not a trusted proxy is the client. This module reads headers and changes none.
 
+use super::forwarded;
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -117,13 +118,10 @@ impl TrustedProxies {
             return peer;
         }
         let walked = match self.header.as_ref().map(http::HeaderName::as_str) {
-            None => {
-                let walked = chain(headers, X_FORWARDED_FOR, parse_address);
-                let or = || chain(headers, FORWARDED, parse_forwarded);
-                if walked.is_empty() { or() } else { walked }
-            }
-            Some(X_FORWARDED_FOR) => chain(headers, X_FORWARDED_FOR, parse_address),
-            Some(FORWARDED) => chain(headers, FORWARDED, parse_forwarded),
+            None if headers.lines(X_FORWARDED_FOR).next().is_some() => in_x_forwarded_for(headers),
+            None => in_forwarded(headers),
+            Some(X_FORWARDED_FOR) => in_x_forwarded_for(headers),
+            Some(FORWARDED) => in_forwarded(headers),
             Some(name) => {
                 let value = headers.lines(name).next_back();
                 let value = value.and_then(|value| std::str::from_utf8(value).ok());
@@ -154,18 +152,32 @@ fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// The entries of a list header from right to left, over all its lines, at most
-/// [`CHAIN_ADDRESSES_MAX`]. Commas separate entries even in quotes: a quote that a client left open
-/// must not hide an entry that a proxy wrote.
-fn chain(
-    headers: &impl Headers,
-    name: &str,
-    parse: fn(&str) -> Option<IpAddr>,
+/// The addresses in `X-Forwarded-For`, from the last to the first.
+fn in_x_forwarded_for(headers: &impl Headers) -> Vec<Option<IpAddr>> {
+    let lines = headers.lines(X_FORWARDED_FOR).rev();
+    chain(lines.flat_map(|line| line.rsplit(|byte| *byte == b',')), |entry| {
+        parse_address(std::str::from_utf8(entry).ok()?)
+    })
+}
+
+/// The addresses in `Forwarded` (RFC 7239), from the last to the first.
+fn in_forwarded(headers: &impl Headers) -> Vec<Option<IpAddr>> {
+    let lines = headers.lines(FORWARDED).rev();
+    chain(lines.flat_map(forwarded::elements_from_end), |element| {
+        let node = forwarded::for_node(element)?;
+        let node = std::str::from_utf8(&node).ok()?;
+        parse_address(forwarded::without_obfuscated_port(node))
+    })
+}
+
+/// The addresses of at most [`CHAIN_ADDRESSES_MAX`] entries. Empty entries count for this limit and
+/// are ignored (RFC 9110, section 5.6.1).
+fn chain<'a>(
+    entries: impl Iterator<Item = &'a [u8]>,
+    parse: impl Fn(&[u8]) -> Option<IpAddr>,
 ) -> Vec<Option<IpAddr>> {
-    let lines = headers.lines(name).rev();
-    let entries = lines.flat_map(|line| line.rsplit(|&b| b == b','));
-    let read = |entry| std::str::from_utf8(entry).ok().and_then(|text| parse(text.trim()));
-    entries.take(CHAIN_ADDRESSES_MAX).map(read).collect()
+    let entries = entries.take(CHAIN_ADDRESSES_MAX).map(<[u8]>::trim_ascii);
+    entries.filter(|entry| !entry.is_empty()).map(parse).collect()
 }
 
 /// An address as proxies write it: bare, with a port, or in brackets.
@@ -175,17 +187,6 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     let with_port = || text.parse::<std::net::SocketAddr>().ok().map(|a| a.ip());
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<IpAddr>().ok();
     address.or_else(with_port).or_else(bracketed).map(canonical)
-}
-
-/// The `for=` parameter of one element of `Forwarded` (RFC 7239, section 4).
-fn parse_forwarded(element: &str) -> Option<IpAddr> {
-    let pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let mut nodes = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
-    // Two `for=` parameters contradict each other: neither counts.
-    let ((_, node), None) = (nodes.next()?, nodes.next()) else { return None };
-    let node = node.trim();
-    let quoted = node.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    parse_address(quoted.unwrap_or(node))
 }
 
 #[cfg(test)]
@@ -270,8 +271,10 @@ mod tests {
             let behind = format!("{garbage}, 203.0.113.7, 10.0.0.2");
             check("x-forwarded-for", &[&behind], "203.0.113.7");
             check("x-forwarded-for", &[garbage, "203.0.113.7", "10.0.0.2"], "203.0.113.7");
-            let before = format!("6.6.6.6, {garbage}, 10.0.0.2");
-            check("x-forwarded-for", &[&before], "10.0.0.2");
+            if garbage.bytes().any(|byte| byte != b',') && garbage != many {
+                let before = format!("6.6.6.6, {garbage}, 10.0.0.2");
+                check("x-forwarded-for", &[&before], "10.0.0.2");
+            }
             let behind = format!("for={garbage}, for=203.0.113.7;by=x, for=\"10.0.0.2:1\"");
             check("forwarded", &[&behind], "203.0.113.7");
         }
@@ -289,6 +292,50 @@ mod tests {
         }
         check("forwarded", &["for=203.0.113.7;for=6.6.6.6"], "10.0.0.1");
         check("forwarded", &["proto=https"], "10.0.0.1");
+    }
+
+    #[test]
+    fn an_element_of_forwarded_is_read_as_rfc_7239_writes_it() {
+        let check = |lines: &[&str], expect: &str| {
+            let lines: Vec<_> = lines.iter().map(|line| ("forwarded", *line)).collect();
+            assert_eq!(client(&["10.0.0.0/8"], None, "10.0.0.1", &lines), expect, "{lines:?}");
+        };
+        check(&["for=203.0.113.7;host=\"a,for=6.6.6.6\""], "203.0.113.7");
+        check(&["for=203.0.113.7;by=\"x;for=6.6.6.6\";proto=http"], "203.0.113.7");
+        check(&["host=\"\\\",for=6.6.6.6;x=\\\"\";for=203.0.113.7"], "203.0.113.7");
+        check(&["for=\"\\2\\03.0.113.7\""], "203.0.113.7");
+        check(&["for=\"[2001:db8::7]:_port\", for=\"10.0.0.2:_p.1\""], "2001:db8::7");
+        check(&["for=203.0.113.7;host=\"\u{e9}\""], "203.0.113.7");
+        check(&["for=6.6.6.6, for=unknown, for=10.0.0.2"], "10.0.0.2");
+        check(&["for=6.6.6.6, for=\"_hidden:80\", for=10.0.0.2"], "10.0.0.2");
+        check(&["for=6.6.6.6, for=10.0.0.2;for=10.0.0.3"], "10.0.0.1");
+        check(&["for=6.6.6.6, for=\"203.0.113.7"], "10.0.0.1");
+        check(&["For = 203.0.113.7 ;\tproto=http ,"], "203.0.113.7");
+        check(&["for=6.6.6.6", "for=203.0.113.7", "for=10.0.0.2", ""], "203.0.113.7");
+        // A client cannot hide what a proxy appended, or make it a part of its own text.
+        for open in ["for=\"", "for=\"6.6.6.6\\", "x=\"\\\"", "a=\"b\";c=\""] {
+            check(&[&format!("{open}, for=203.0.113.7")], "203.0.113.7");
+            check(&[&format!("{open}, for=\"[2001:db8::7]:80\";by=\"a,b\"")], "2001:db8::7");
+        }
+    }
+
+    #[test]
+    fn empty_entries_are_ignored_and_count_for_the_limit() {
+        let check = |name: &str, value: &str, expect: &str| {
+            let lines = [(name, value)];
+            assert_eq!(client(&["10.0.0.0/8"], None, "10.0.0.1", &lines), expect, "{value}");
+        };
+        for end in [",", " , ", ", ,\t,", ",10.0.0.2,", ",,10.0.0.3,, 10.0.0.2"] {
+            check("x-forwarded-for", &format!("6.6.6.6, 203.0.113.7{end}"), "203.0.113.7");
+            let end = end.replace("10.", "for=10.");
+            check("forwarded", &format!("for=6.6.6.6, for=203.0.113.7{end}"), "203.0.113.7");
+        }
+        check("x-forwarded-for", ", ,", "10.0.0.1");
+        let commas = |count| format!("203.0.113.7{}", ",".repeat(count));
+        check("x-forwarded-for", &commas(CHAIN_ADDRESSES_MAX - 1), "203.0.113.7");
+        check("x-forwarded-for", &commas(CHAIN_ADDRESSES_MAX), "10.0.0.1");
+        let both = [("x-forwarded-for", ","), ("forwarded", "for=6.6.6.6")];
+        assert_eq!(client(&["10.0.0.1"], None, "10.0.0.1", &both), "10.0.0.1");
     }
 
     #[test]

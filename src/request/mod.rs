@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod context;
+mod forwarded;
 pub mod path;
 pub(crate) mod readings;
 #[cfg(feature = "server")]

@@ -64,6 +64,28 @@ fn only_what_trusted_proxies_wrote_is_believed() {
     );
 }
 
+/// RFC 7239, section 4, and RFC 9110, sections 5.6.1 and 5.6.4.
+#[test]
+fn strings_and_empty_elements_are_read_as_the_standards_say() {
+    let cases = [
+        ("Forwarded: for=203.0.113.7;host=\"a,for=6.6.6.6\"\r\n", "203.0.113.7"),
+        ("Forwarded: host=\"a;for=6.6.6.6\";for=203.0.113.7\r\n", "203.0.113.7"),
+        ("Forwarded: by=\"\\\",for=6.6.6.6;\";for=\"\\2\\03.0.113.7\"\r\n", "203.0.113.7"),
+        ("Forwarded: for=\"[2001:db8::7]:_port\"\r\n", "2001:db8::7"),
+        ("Forwarded: for=6.6.6.6, for=unknown\r\n", "127.0.0.1"),
+        ("Forwarded: for=203.0.113.7,\r\n", "203.0.113.7"),
+        ("Forwarded: for=203.0.113.7, , for=10.9.9.9 ,\t,\r\n", "203.0.113.7"),
+        ("Forwarded: for=6.6.6.6\r\nForwarded: for=203.0.113.7\r\nForwarded:\r\n", "203.0.113.7"),
+        ("Forwarded: for=\"6.6.6.6\\, for=\"203.0.113.7:80\"\r\n", "203.0.113.7"),
+        ("X-Forwarded-For: 203.0.113.7,\r\n", "203.0.113.7"),
+        ("X-Forwarded-For: 203.0.113.7, , 10.9.9.9 ,\t,\r\n", "203.0.113.7"),
+        ("X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-For:\r\n", "203.0.113.7"),
+        ("X-Forwarded-For: ,\r\nForwarded: for=6.6.6.6\r\n", "127.0.0.1"),
+    ];
+    let lines = cases.map(|(lines, _)| lines);
+    assert_eq!(addresses(trusting(), &lines), cases.map(|(_, expect)| expect));
+}
+
 /// 10,000 entries do not fit in a header of 64 KiB. With a larger limit they are accepted, and cost
 /// no more time.
 #[test]
