@@ -23,7 +23,7 @@ use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::request::trace::trace_id;
-use crate::response::answers::wants_image;
+use crate::response::accept::wants_image;
 use crate::spool::{Commit, Overloaded, Spool};
 use crate::telemetry::event_samples::{EventSamples, PendingSample};
 use crate::telemetry::faults::Faults;

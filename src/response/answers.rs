@@ -27,9 +27,6 @@ const PARAMS: [Option<&str>; 6] =
 const VERDICT_HEADER: HeaderName = HeaderName::from_static("x-event-verdict");
 /// The headers that a script of another web origin may read.
 const EXPOSED_HEADERS: &str = "X-Event-Verdict, X-Event-Id, X-Event-Ignored, Retry-After";
-/// The media types of `Accept` that ask for a document.
-const DOCUMENT_TYPES: [&[u8]; 3] =
-    [b"application/json", b"application/problem+json", b"text/plain"];
 /// The header that lets pages of every web origin load the pixel: all of them may send events.
 const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
@@ -192,29 +189,6 @@ impl OwnLines {
     }
 }
 
-/// Whether a rejection is answered with a pixel and not with a problem document. It is, unless the
-/// request's `Accept`, on one line or on several, names the media type of a document and none of
-/// images (SPEC 4).
-pub fn wants_image<'a>(accept: impl IntoIterator<Item = &'a [u8]>) -> bool {
-    let is_image =
-        |range: &[u8]| range.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"image/"));
-    let mut names_document = false;
-    for line in accept {
-        // A browser that loads a pixel names an image first, so most headers end here.
-        if is_image(line) {
-            return true;
-        }
-        for range in line.split(|byte| *byte == b',') {
-            let kind = range.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-            if is_image(kind) {
-                return true;
-            }
-            names_document |= DOCUMENT_TYPES.iter().any(|name| kind.eq_ignore_ascii_case(name));
-        }
-    }
-    !names_document
-}
-
 /// Every pair of a reason and a parameter, in the order of [`slot`]. The pairs that no check
 /// produces cost a few kilobytes and spare a lookup table.
 fn rejects() -> impl Iterator<Item = Rejection> {
@@ -349,28 +323,6 @@ mod tests {
         for (index, reject) in rejects().enumerate() {
             assert_eq!(slot(reject), index);
         }
-    }
-
-    #[test]
-    fn a_rejection_is_an_image_unless_a_document_is_asked_for() {
-        let check_lines = |lines: &[&str], expect: bool| {
-            assert_eq!(wants_image(lines.iter().map(|l| l.as_bytes())), expect, "{lines:?}");
-        };
-        let check = |accept: Option<&str>, expect: bool| check_lines(accept.as_slice(), expect);
-        check(None, true);
-        check(Some("image/avif,image/webp,*/*;q=0.8"), true);
-        check(Some("text/html, IMAGE/png"), true);
-        check(Some("*/*"), true);
-        check(Some(""), true);
-        check(Some("text/html,application/xhtml+xml,*/*;q=0.8"), true);
-        check(Some("application/json, IMAGE/*"), true);
-        check(Some("application/json"), false);
-        check(Some("application/json, text/plain, */*"), false);
-        check(Some("text/html;q=0.9 ,\tApplication/Problem+JSON; q=0.5"), false);
-        check(Some("text/plain;charset=utf-8"), false);
-        check(Some("application/jsonp, text/plainer, x-image/png"), true);
-        check_lines(&["text/html", "application/json"], false);
-        check_lines(&["application/json", "image/png"], true);
     }
 
     #[test]

@@ -111,6 +111,31 @@ fn every_rejection_has_its_status_and_its_two_bodies_on_one_connection() {
     assert_eq!(Edge::events_in_files(edge.dir()).len(), 0, "nothing refused is kept");
 }
 
+/// RFC 9110, section 12.5.1: what has a weight of 0 is not acceptable.
+#[test]
+fn a_document_that_accept_refuses_is_not_sent() {
+    for plain in [true, false] {
+        let edge = Setup::default().edge(&format!("answer_plain = {plain}")).start();
+        let mut connection = edge.connect();
+        for (accept, is_document) in [
+            ("application/json;q=0", false),
+            ("application/json; Q=0.0", false),
+            ("application/problem+json;charset=utf-8 ;\tq=0.000, */*", false),
+            ("text/plain;x=\"a;q=1\";q=0", false),
+            ("text/html;x=\"a,application/json\"", false),
+            ("text/plain;q=0, application/json;q=0.001", true),
+            ("application/json;x=\"a,b;q=0\"", true),
+            ("image/*;q=0, application/json", true),
+            ("application/json;q=1;level=0", true),
+        ] {
+            let lines = format!("Accept: {accept}\r\n");
+            let response = connection.get("/v1/event/?_a=1&_n=a", &lines);
+            assert_eq!(response.verdict(), "portal_not_allowed");
+            assert_eq!(is_pixel(&response), !is_document, "{accept}: {response:?}");
+        }
+    }
+}
+
 #[test]
 fn a_problem_names_the_parameter_and_echoes_nothing() {
     let edge = Edge::start();

@@ -26,7 +26,7 @@ use crate::plugin::{NextStep, Settings, Verdict};
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
 use crate::request::trace::trace_id;
-use crate::response::answers::wants_image;
+use crate::response::accept::wants_image;
 use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 use crate::telemetry::metrics::Limit;
 use body::Body;
