@@ -4,7 +4,7 @@
 //! new password or userinfo. Most referers are plain and are cut without being parsed and copied.
 
 use std::borrow::Cow;
-use url::{Origin, Url};
+use url::Url;
 
 /// A byte of a host name: a lower-case letter, a digit or a dot.
 const HOST: u8 = 0;
@@ -28,38 +28,54 @@ static HOST_CLASS: [u8; 256] = {
     table
 };
 
-/// The scheme, host and port of a referer. `None` if the value is not an absolute URL with a host.
+/// The scheme, host and port of a referer. `None` if the value is not the URL of a web page or of an
+/// app.
 pub(super) fn origin(referer: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if let Some(end) = plain_origin_end(&referer) {
         return Some(cut(referer, end));
     }
     let url = Url::parse(&referer).ok()?;
-    match url.origin() {
-        origin @ Origin::Tuple(..) => Some(origin.ascii_serialization().into()),
-        // Such as `android-app://com.google.android.gm/`.
-        Origin::Opaque(_) => {
-            let host = url.host_str().filter(|host| !host.is_empty())?;
-            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-            Some(format!("{}://{host}{port}", url.scheme()).into())
-        }
+    match is_web(&url) {
+        true => Some(url.origin().ascii_serialization().into()),
+        false => app(&url).map(Cow::Owned),
     }
 }
 
-/// The referer without userinfo and fragment, and without its query unless `keep_query`. `None` if
-/// the value may hold userinfo and is not a URL, so that the end of the userinfo is unknown.
+/// The referer without userinfo and fragment, and without its query unless `keep_query`; of an app
+/// its name alone. `None` if the value is neither the URL of a web page or of an app nor a path, or
+/// if it may hold userinfo whose end is unknown.
 pub(super) fn without_secrets(referer: Cow<'_, str>, keep_query: bool) -> Option<Cow<'_, str>> {
     let is_end = |c: char| c == '#' || c == '?' && !keep_query;
     let end = referer.find(is_end).unwrap_or(referer.len());
     let referer = cut(referer, end);
-    if plain_origin_end(&referer).is_some() || !referer.contains('@') {
+    if plain_origin_end(&referer).is_some() {
         return Some(referer);
     }
+    if referer.starts_with('/') {
+        return (!referer.contains('@')).then_some(referer);
+    }
     let mut url = Url::parse(&referer).ok()?;
+    if !is_web(&url) {
+        return app(&url).map(Cow::Owned);
+    }
     if url.username().is_empty() && url.password().is_none() {
         return Some(referer);
     }
     url.set_username("").and_then(|()| url.set_password(None)).ok()?;
     Some(Cow::Owned(url.into()))
+}
+
+fn is_web(url: &Url) -> bool {
+    matches!(url.scheme(), "http" | "https")
+}
+
+/// The scheme and name of an app, such as `android-app://com.google.android.gm`. Of other schemes
+/// even the host can be personal: an address (`mailto:`), a number (`tel:`), the name of a file, or
+/// the id of one installation (`moz-extension:`).
+fn app(url: &Url) -> Option<String> {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let name = url.host_str().filter(|name| !name.is_empty() && name.bytes().all(is_part))?;
+    matches!(url.scheme(), "android-app" | "ios-app").then(|| format!("{}://{name}", url.scheme()))
 }
 
 /// The end of the origin in an ordinary URL: one with the scheme `http` or `https`, and with a host
@@ -115,6 +131,12 @@ mod tests {
         check("https://203.0.113.7/x", Some("https://203.0.113.7"));
         check("https://b\u{fc}cher.example/x", Some("https://xn--bcher-kva.example"));
         check("android-app://com.google.android.gm/", Some("android-app://com.google.android.gm"));
+        check("ios-app://544007664/youtube/watch?v=1", Some("ios-app://544007664"));
+        check("android-app://ann%40shop.example/x", None);
+        check("android-app:ann@shop.example", None);
+        check("ftp://shop.example/ann", None);
+        check("tel://491701234567/", None);
+        check("blob:https://shop.example/9115d58c-bcda-ff47-86e5-083e9a215304", None);
         check("/thanks", None);
         check("data:text/html,hello", None);
         check("file:///home/ann/page.html", None);
@@ -140,8 +162,40 @@ mod tests {
         check("https:\\\\ann@shop.example\\reset", [Some(page); 2]);
         check("https://shop.example/@ann/1", [Some("https://shop.example/@ann/1"); 2]);
         check("//ann:pw@shop.example/reset", [None; 2]);
+        check("//shop.example/reset", [Some("//shop.example/reset"); 2]);
+        check("https://shop.example:8443/reset", [Some("https://shop.example:8443/reset"); 2]);
+        check("https://Shop.example/Reset", [Some("https://Shop.example/Reset"); 2]);
+        check("HTTPS:ann:pw@shop.example/reset", [Some(page); 2]);
+        check("https://ann%40shop.example/reset", [None; 2]);
+        check("https://", [None; 2]);
         check("ann@shop.example", [None; 2]);
         check("/reset?token=x", [Some("/reset"), Some("/reset?token=x")]);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_value_that_is_no_page_app_or_path() {
+        for referer in [
+            "mailto:ann@shop.example",
+            "MAILTO:ann%40shop.example",
+            "mailto://ann@shop.example",
+            "tel:+491701234567",
+            "data:text/html,ann",
+            "javascript:ann()",
+            "about:ann",
+            "file:///home/ann/page.html",
+            "file://ann/page",
+            "moz-extension://2c127fa4-62c7-7e4f-90e5-472b45eecfdc/x",
+            "localhost:8080/ann",
+            "shop.example/ann",
+            "Ann Smith",
+            "ann%40shop.example",
+            "\\\\ann:pw@shop.example/x",
+        ] {
+            assert_eq!(origin(referer.into()), None, "{referer}");
+            for keep_query in [false, true] {
+                assert_eq!(without_secrets(referer.into(), keep_query), None, "{referer}");
+            }
+        }
     }
 
     proptest! {

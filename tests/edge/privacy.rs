@@ -42,17 +42,45 @@ fn a_referer_is_kept_without_what_identifies_its_reader() {
     check("", [json!("https://shop.example:8443"), json!(app), Value::Null]);
     check(
         "referer = \"full\"",
-        [json!("https://shop.example:8443/reset"), json!(format!("{app}/")), json!("/reset")],
+        [json!("https://shop.example:8443/reset"), json!(app), json!("/reset")],
     );
     check(
         "referer = \"full\"\nreferer_query = true",
         [
             json!("https://shop.example:8443/reset?email=a@b.example&access_token=x"),
-            json!(format!("{app}/")),
+            json!(app),
             json!("/reset?token=x"),
         ],
     );
     check("referer = \"none\"", [Value::Null, Value::Null, Value::Null]);
+}
+
+#[test]
+fn of_a_referer_that_is_no_page_nothing_personal_is_kept() {
+    let lines = [
+        "mailto:ann@shop.example",
+        "MailTo:ann%40shop.example?subject=reset",
+        "tel:+491701234567",
+        "tel://+491701234567/",
+        "data:text/html,ann",
+        "javascript:ann()",
+        "about:ann",
+        "file:///home/ann/page.html",
+        "urn:ann",
+        "im://ann@shop.example/reset",
+        "im://ann%40shop.example/reset",
+        "moz-extension://2c127fa4-62c7-7e4f-90e5-472b45eecfdc/page",
+        "Ann Smith",
+        "ann%40shop.example",
+        "https://ann%40shop.example/reset",
+    ]
+    .map(|referer| format!("Referer: {referer}"));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    for section in ["", "referer = \"full\"", "referer = \"full\"\nreferer_query = true"] {
+        for (context, line) in contexts(section, &lines).iter().zip(&lines) {
+            assert_eq!(context["referer"], Value::Null, "{section:?}: {line}");
+        }
+    }
 }
 
 #[test]
