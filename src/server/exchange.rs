@@ -102,6 +102,8 @@ struct Exchange {
     response_trailers: RefCell<Bytes>,
     /// The `Date` lines of the origin's answer, each with its CRLF.
     date: RefCell<Bytes>,
+    /// Status and reason phrase of the origin's answer, if Pingora drops the phrase.
+    reason: RefCell<Bytes>,
 }
 
 /// Runs `future`, which serves one request, as an exchange. `request_has_chunks`: the body of the
@@ -129,6 +131,7 @@ pub fn scope<F: Future>(
         request_trailers: RefCell::default(),
         response_trailers: RefCell::default(),
         date: RefCell::default(),
+        reason: RefCell::default(),
     };
     EXCHANGE.scope(exchange, future)
 }
@@ -232,6 +235,17 @@ pub fn store_date(lines: Bytes) {
 /// Takes what [`store_date`] has stored.
 pub fn take_date() -> Bytes {
     EXCHANGE.try_with(|exchange| exchange.date.take()).unwrap_or_default()
+}
+
+/// Stores status and reason phrase of the origin's answer. Empty: Pingora keeps the phrase.
+pub fn store_reason(status_and_reason: Bytes) {
+    // Outside of an exchange there is no client.
+    let _ = EXCHANGE.try_with(|exchange| exchange.reason.replace(status_and_reason));
+}
+
+/// What [`store_reason`] has stored.
+pub fn reason() -> Bytes {
+    EXCHANGE.try_with(|exchange| exchange.reason.borrow().clone()).unwrap_or_default()
 }
 
 /// Notes whether bytes of the request wait in memory for the origin to take them. Meanwhile no more

@@ -16,7 +16,7 @@ use super::origin_timeouts::OriginTimeouts;
 use super::pingora_traits::delegate_traits;
 use super::read_buffer;
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pingora::protocols::{Shutdown, Stream};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -137,10 +137,11 @@ impl OriginStream {
 impl Drop for OriginStream {
     fn drop(&mut self) {
         // The stored bytes are dropped, so the client need not wait for them. An answer that was
-        // not passed on leaves no `Date` to the answer that the proxy gives in its place.
+        // not passed on leaves no `Date` and no reason to the answer that the proxy gives instead.
         if exchange::number() == Some(self.exchange) {
             exchange::set_request_waits(false);
             exchange::take_date();
+            exchange::store_reason(Bytes::new());
         }
     }
 }

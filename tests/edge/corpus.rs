@@ -152,6 +152,9 @@ pub fn response_framing() -> Vec<Case> {
         ),
         response("an unknown status", "799 Odd Enough", length, "ab"),
         response("a reason of its own", "200 All Is Well", length, "ab"),
+        response("a reason beyond ASCII", "200 Tr\u{e8}s bien", length, "ab"),
+        response("a reason in UTF-8", "404 Gr\u{c3}\u{bc}n\u{ff}", length, "ab"),
+        response("a reason without a length", "200 \u{80}", chunked, "2\r\nab\r\n0\r\n\r\n"),
         response("chunked", "200 OK", chunked, "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"),
         response("trailers", "200 OK", chunked, "3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n"),
         response(

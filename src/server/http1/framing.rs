@@ -1,6 +1,6 @@
 //! Reads from a header which bytes follow it, in the messages that Pingora reads and writes.
 //!
-//! This is needed for three things only: where the trailers of a message stand, where an answer
+//! This is needed for a few things only: where the trailers of a message stand, where an answer
 //! ends, and its `Date`. Pingora frames each message itself, and refuses a message whose framing is
 //! not sound.
 

@@ -6,6 +6,7 @@ mod date;
 mod framing;
 pub mod grammar;
 pub mod header_check;
+mod reason;
 mod refusal;
 mod request_stream;
 pub mod target;

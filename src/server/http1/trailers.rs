@@ -10,6 +10,7 @@ use super::body::Chunks;
 use super::date;
 use super::framing::Framing;
 use super::header_check::{end_of_head, trimmed};
+use super::reason;
 use crate::server::exchange::{self, Side};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -185,6 +186,7 @@ impl TrailerReader {
         self.framing = Framing::of_answer(head, self.has_no_body);
         if !matches!(self.framing, Framing::Header) {
             date::store(head);
+            reason::store(head);
         }
         if matches!(self.framing, Framing::Chunks(_)) {
             exchange::response_has_chunks();
@@ -202,7 +204,7 @@ pub struct TrailerWriter {
     /// Bytes of the header that are still to be written.
     head_left: usize,
     /// The rest of another header that is written in place of those bytes: that of a request with
-    /// added lines, or of a response with its origin's `Date`.
+    /// added lines, or of a response with its origin's `Date` and reason phrase.
     own_head: Bytes,
     /// Trailers that are still to be written.
     trailers: Bytes,
@@ -270,7 +272,11 @@ impl TrailerWriter {
             Side::Response => Bytes::new(),
         };
         match head.strip_suffix(b"\r\n").filter(|lines| lines.ends_with(b"\r\n")) {
-            Some(_) if self.side == Side::Response => self.own_head = date::restored(head),
+            Some(_) if self.side == Side::Response => {
+                let dated = date::restored(head);
+                let reasoned = reason::restored(if dated.is_empty() { head } else { &dated });
+                self.own_head = if reasoned.is_empty() { dated } else { reasoned };
+            }
             Some(_) if added.is_empty() => {}
             Some(lines) => self.own_head = [lines, &added, b"\r\n"].concat().into(),
             None if added.is_empty() => {
