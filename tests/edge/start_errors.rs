@@ -116,6 +116,19 @@ fn check_finds_what_run_would() {
     for arguments in [["check"], ["run"]] {
         check(&config, &arguments, &["edge.origin: entry 1 is an address that edge.listen"]);
     }
+    // Clients of the edge would reach the admin pages.
+    let origins = "origin = ['http://192.0.2.1', 'http://127.0.0.1:65001']";
+    for admin in ["127.0.0.1:65001", "[::]:65001"] {
+        let config = setup().edge(origins).write(dir.path());
+        let text = std::fs::read_to_string(&config).unwrap();
+        let from = "[admin]\nlisten = \"127.0.0.1:0\"";
+        assert!(text.contains(from));
+        let to = format!("[admin]\ntoken = \"0123456789abcdef\"\nlisten = \"{admin}\"");
+        std::fs::write(&config, text.replace(from, &to)).unwrap();
+        for arguments in [["check"], ["run"]] {
+            check(&config, &arguments, &["edge.origin: entry 2 is an address that admin.listen"]);
+        }
+    }
 }
 
 #[test]

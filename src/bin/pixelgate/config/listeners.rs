@@ -9,13 +9,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 type Edge = crate::edge::config::Config;
 type Admin = pixelgate::config::Admin;
 
+/// The key of the listener of the admin pages.
+const ADMIN: &str = "admin.listen";
+
 /// Checks that no two listeners have the same address, and that the edge is no origin of its own.
 /// Entries of `edge.tls` share theirs. The error is a key and the reason.
 pub fn check(edge: &Edge, admin: &Admin) -> Result<(), (String, String)> {
     let tls: BTreeSet<&str> = edge.tls.iter().map(|entry| entry.listen.as_str()).collect();
     let plain = edge.listen.iter().map(|text| ("edge.listen", text.as_str()));
     let all = plain.chain(tls.into_iter().map(|text| ("edge.tls", text)));
-    let all: Vec<_> = all.chain([("admin.listen", admin.listen.as_str())]).collect();
+    let all: Vec<_> = all.chain([(ADMIN, admin.listen.as_str())]).collect();
     if let Some([(first, _), (second, _)]) = conflict(&all) {
         let reason = format!("listens on an address that {first} listens on");
         return Err((second.to_owned(), reason));
@@ -23,10 +26,11 @@ pub fn check(edge: &Edge, admin: &Admin) -> Result<(), (String, String)> {
     for (n, url) in edge.origin.iter().enumerate() {
         if let Some(key) = reached_by(url, edge, admin) {
             let n = n + 1;
-            let reason = format!(
-                "entry {n} is an address that {key} listens on: the edge would send each request \
-                 to itself"
-            );
+            let follows = match key {
+                ADMIN => "clients of the edge would reach the admin pages",
+                _ => "the edge would send each request to itself",
+            };
+            let reason = format!("entry {n} is an address that {key} listens on: {follows}");
             return Err(("edge.origin".to_owned(), reason));
         }
     }
@@ -37,7 +41,7 @@ pub fn check(edge: &Edge, admin: &Admin) -> Result<(), (String, String)> {
 pub fn all(edge: &Edge, admin: &Admin) -> Vec<(&'static str, Address)> {
     let plain = edge.listen.iter().map(|text| ("edge.listen", text));
     let tls = edge.tls.iter().map(|entry| ("edge.tls", &entry.listen));
-    let admin = Some(("admin.listen", &admin.listen)).filter(|(_, text)| !text.is_empty());
+    let admin = Some((ADMIN, &admin.listen)).filter(|(_, text)| !text.is_empty());
     let all = plain.chain(tls).chain(admin);
     all.filter_map(|(key, text)| Some((key, Address::parse(text).ok()?))).collect()
 }
@@ -66,12 +70,11 @@ fn reached_by(origin: &str, edge: &Edge, admin: &Admin) -> Option<&'static str> 
         "localhost" => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         host => vec![host.parse().ok()?],
     };
-    let listeners = all(edge, admin).into_iter().filter(|(key, _)| *key != "admin.listen");
     let reached = |(_, address): &(_, Address)| match address {
         Address::Tcp(listener) => ips.iter().any(|ip| reaches(*ip, port, listener)),
         Address::Unix(_) => false,
     };
-    listeners.into_iter().find(reached).map(|(key, _)| key)
+    all(edge, admin).into_iter().find(reached).map(|(key, _)| key)
 }
 
 /// Whether a connection to this address reaches a socket that listens on `listener`.
@@ -103,6 +106,9 @@ mod tests {
             check("127.0.0.1:8080", &format!("http://{origin}:8080"), true);
             check("127.0.0.1:8080", &format!("http://{origin}:8081"), false);
             check("0.0.0.0:8080", &format!("http://{origin}:8080"), true);
+            let admin: Admin = toml::from_str("listen = '127.0.0.1:9000'").unwrap();
+            let reached = reached_by(&format!("http://{origin}:9000"), &Edge::default(), &admin);
+            assert_eq!(reached, Some(ADMIN), "{origin}");
             check("[::]:8080", &format!("http://{origin}:8080"), true);
         }
         check("[::1]:8080", "http://localhost:8080", true);
