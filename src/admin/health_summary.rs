@@ -166,14 +166,15 @@ fn portals_are_old(portals: &portals::Status) -> Option<HealthSummary> {
         return None;
     }
     let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
-    notice(
-        format!(
+    let text = match portals.loaded_at_ms {
+        Some(_) => format!(
             "Events flow, but the portal list cannot be refreshed; the last good one, of {} \
              portals, stays in force.",
             grouped(portals.count as u64)
         ),
-        format!("{}.", failure.unwrap_or("Look at portals.source")),
-    )
+        None => "Events flow, but no portal list has been loaded yet.".to_owned(),
+    };
+    notice(text, format!("{}.", failure.unwrap_or("Look at portals.source")))
 }
 
 /// Reports the fault that has lasted for the longest time.

@@ -12,6 +12,7 @@
 use super::snapshot::Snapshot;
 use crate::plugin::PixelGate;
 use crate::policy::portals;
+use crate::policy::portals::Mode;
 use crate::telemetry::faults::FaultKind;
 
 /// The faults that `/readyz` names.
@@ -31,14 +32,22 @@ pub fn note_faults(gate: &PixelGate) {
         FaultKind::PortalsUnread,
         "portals",
         &unread(&portals),
-        "Look at portals.source. The last good list stays in force.",
+        match portals.loaded_at_ms {
+            Some(_) => "Look at portals.source. The last good list stays in force.",
+            None => "Look at portals.source. No list has been loaded since the start.",
+        },
     );
     note(
         portals.stale,
         FaultKind::PortalsStale,
         "portals",
         "portals: the list is older than portals.stale_seconds_max",
-        "Look at portals.source. Events are refused until the list is loaded again.",
+        match portals.mode {
+            Mode::Enforce => {
+                "Look at portals.source. Events are refused until the list is loaded again."
+            }
+            Mode::DryRun | Mode::Off => "Look at portals.source.",
+        },
     );
     note(
         portals.unstored.is_some(),

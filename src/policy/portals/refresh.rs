@@ -7,6 +7,7 @@ use std::{
 
 use tokio::sync::OwnedMutexGuard;
 
+use super::config::Mode;
 use super::list::List;
 use super::look::Look;
 use super::source::Source;
@@ -31,7 +32,7 @@ pub enum Refreshed {
     Swapped,
     /// The source is changing, and the next look will read it.
     Unsettled,
-    /// The source has no usable list. The list in use stays.
+    /// The source has no usable list. A list in use stays.
     Failed,
 }
 
@@ -150,18 +151,36 @@ impl PortalsState {
     pub(super) fn fail(&self, what: String) {
         let mut health = self.health.lock();
         let known = health.failing && health.last_failure.as_ref().is_some_and(|f| f.what == what);
+        let has_list = self.current.load().is_some();
         if !known {
-            log::error!("portals: the list cannot be refreshed, so the list in use stays: {what}");
+            if has_list {
+                log::error!(
+                    "portals: the list cannot be refreshed, so the list in use stays: {what}"
+                );
+            } else {
+                let follows = without_list(self.mode);
+                log::error!("portals: no list could be loaded yet, {follows}: {what}");
+            }
         }
-        let stale = self.is_stale() && self.current.load().is_some();
+        let stale = self.is_stale() && has_list;
         if stale && !std::mem::replace(&mut health.stale_logged, true) {
             log::error!(
-                "portals: the list in use is too old (older than portals.stale_seconds_max), so \
-                 every event is rejected as overloaded until the list can be refreshed"
+                "portals: the list in use is too old (older than portals.stale_seconds_max), \
+                 {} until the list can be refreshed",
+                without_list(self.mode)
             );
         }
         health.failing = true;
         health.failures += 1;
         health.last_failure = Some(RefreshFailure { at_ms: self.terms.clock.unix_ms(), what });
+    }
+}
+
+/// What becomes of events before the first list, and while the list is too old.
+fn without_list(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "so every event is rejected as overloaded",
+        Mode::DryRun => "so every event is accepted as one that enforce would reject",
+        Mode::Off => "and every event is accepted because portals.mode is off",
     }
 }

@@ -27,9 +27,9 @@ pub struct Status {
 
 impl Status {
     /// Why every event is refused. `None`: events are judged. A list that cannot be refreshed stays
-    /// in force, so it is no reason.
+    /// in force, so it is no reason; and only mode `enforce` refuses events.
     pub fn refuses_all(&self) -> Option<&'static str> {
-        if self.mode == Mode::Off {
+        if self.mode != Mode::Enforce {
             None
         } else if self.loaded_at_ms.is_none() {
             Some("no portal list has been loaded yet")
