@@ -64,3 +64,41 @@ pub async fn read(session: &mut ServerSession, is_form: bool) -> Result<EventBod
     };
     timeout(Duration::from_secs(BODY_SECONDS_MAX), reading).await.unwrap_or(Err(BrokenBody))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::time::{Instant, sleep};
+
+    const HEAD: &str = "POST /v1/event/ HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n";
+
+    /// Reads a body of which the last byte comes after this time.
+    async fn read_late(millis: u64) -> Result<EventBody, BrokenBody> {
+        let (mut client, edge) = duplex(1 << 10);
+        let mut session = ServerSession::new_http1(Box::new(edge));
+        client.write_all(HEAD.as_bytes()).await.unwrap();
+        assert!(session.read_request().await.unwrap());
+        let send = async move {
+            client.write_all(b"_n=").await.unwrap();
+            sleep(Duration::from_millis(millis)).await;
+            // Fails if the body is not waited for any longer.
+            let _ = client.write_all(b"a").await;
+            client
+        };
+        let sending = tokio::spawn(send);
+        let body = read(&mut session, true).await;
+        drop(sending);
+        body
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_as_many_seconds_as_documented() {
+        const MILLIS_MAX: u64 = 10_000;
+        let body = read_late(MILLIS_MAX - 1).await;
+        assert!(body.is_ok_and(|body| body.is_whole && body.form == b"_n=a"));
+        let began = Instant::now();
+        assert!(read_late(MILLIS_MAX + 1).await.is_err());
+        assert_eq!(began.elapsed().as_secs(), BODY_SECONDS_MAX);
+    }
+}
