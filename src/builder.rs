@@ -13,7 +13,7 @@ use crate::config_error::ConfigError;
 use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route, RouteLimits};
-use crate::event::Event;
+use crate::event::{self, Event};
 use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Settings};
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
@@ -306,6 +306,7 @@ impl Builder {
             routing: EVENT_ROUTING,
             needs_disk: self.needs_disk,
             metering: EVENT_METERING,
+            received_ms: event::received_ms,
             ..Env::system()
         };
         let spool =

@@ -133,8 +133,9 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
 /// Whether an upstream needs an operator's attention.
 pub fn is_in_trouble(route: &delivery::Status) -> bool {
     match route.state {
-        // Records of a newer version are a fault of their own, which `fault` shows.
-        State::Ok | State::NewerRecords | State::Stopped => false,
+        // Records of a newer version and events that are held back are a fault of their own, which
+        // `fault` shows.
+        State::Ok | State::NewerRecords | State::HeldBack | State::Stopped => false,
         State::Retrying => route.trouble_seconds.is_some_and(|s| s >= HICCUP_SECONDS),
         State::Down | State::Misconfigured | State::DeadLettersFailing | State::SpoolUnreadable => {
             true

@@ -30,6 +30,9 @@ pub enum State {
     SpoolUnreadable,
     /// Events that a newer version wrote wait for it, and nothing else does.
     NewerRecords,
+    /// Events wait in lanes of the spool that are not held, until older lanes are delivered to all
+    /// upstreams, and nothing else waits.
+    HeldBack,
     /// The route has stopped: no batch is sent any more.
     Stopped,
 }
@@ -45,6 +48,7 @@ impl State {
             State::DeadLettersFailing => "dead_letters_failing",
             State::SpoolUnreadable => "spool_unreadable",
             State::NewerRecords => "newer_records",
+            State::HeldBack => "held_back",
             State::Stopped => "stopped",
         }
     }
@@ -66,7 +70,7 @@ struct Inner {
     /// Attempts that failed since something was delivered.
     failures: u32,
     /// One throttle for the line about a change to each state.
-    throttles: [LogThrottle; 8],
+    throttles: [LogThrottle; 9],
     /// Whether the last line in the log is a warning or an error, so that a recovery is logged.
     alarmed: bool,
 }
@@ -125,8 +129,13 @@ impl Health {
             log::info!("upstream {name}: delivers again");
         }
         match state {
-            // The first record of a newer version is logged where it is read.
-            State::Ok | State::Retrying | State::NewerRecords | State::Stopped => {
+            // The first record of a newer version is logged where it is read, and what is held
+            // back is logged by the spool.
+            State::Ok
+            | State::Retrying
+            | State::NewerRecords
+            | State::HeldBack
+            | State::Stopped => {
                 log::debug!("upstream {name}: {}: {error}", state.as_str());
                 return;
             }

@@ -11,7 +11,7 @@ use super::status::Status;
 use super::tracker::Tracker;
 use crate::clock::Clock;
 use crate::plural::counted;
-use crate::spool::RUNS_MAX;
+use crate::spool::{Acknowledger, RUNS_MAX};
 use crate::telemetry::faults::{FaultKind, Faults};
 
 const OUTCOMES: [&str; 7] =
@@ -46,6 +46,8 @@ pub struct Monitor {
     batches: IntCounterVec,
     lag: IntGauge,
     faults: Faults,
+    /// Says which events wait in lanes of the spool that are not held.
+    acknowledger: Acknowledger,
     /// Since when events cannot be read from the spool, in milliseconds since 1970.
     unreadable_ms: AtomicU64,
 }
@@ -67,6 +69,7 @@ impl Monitor {
             batches: meters.batches.clone(),
             lag: meters.lag_seconds.with_label_values(&[name]),
             faults: options.faults.clone(),
+            acknowledger: route.reader.acknowledger(),
             unreadable_ms: AtomicU64::new(NEVER),
         }
     }
@@ -79,7 +82,8 @@ impl Monitor {
     /// Age in seconds of the oldest event that waits; 0 if none waits.
     pub fn lag_seconds(&self) -> u64 {
         let unreadable_ms = Some(self.unreadable_ms.load(Relaxed)).filter(|ms| *ms != NEVER);
-        let oldest_ms = self.tracker.oldest_ms().into_iter().chain(unreadable_ms).min();
+        let unread_ms = unreadable_ms.into_iter().chain(self.acknowledger.unheld_ms());
+        let oldest_ms = self.tracker.oldest_ms().into_iter().chain(unread_ms).min();
         let now = self.clock.unix_ms();
         oldest_ms.map_or(0, |received_ms| now.saturating_sub(received_ms) / 1000)
     }

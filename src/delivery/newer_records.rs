@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::tracker::Tracker;
-use crate::event::{is_newer_record, newer_received_ms};
+use crate::event::{is_newer_record, received_ms};
 use crate::plural::counted;
 use crate::spool::Entry;
 use crate::telemetry::faults::{FaultKind, Faults};
@@ -44,7 +44,7 @@ impl NewerRecords {
         entries.retain(|Entry { payload, .. }| {
             let is_newer = is_newer_record(payload);
             if is_newer {
-                let received_ms = newer_received_ms(payload).unwrap_or(now_ms);
+                let received_ms = received_ms(payload).unwrap_or(now_ms);
                 self.tracker.set_aside(received_ms.min(now_ms));
             }
             !is_newer

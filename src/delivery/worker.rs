@@ -387,6 +387,7 @@ impl DeliveryWorker {
             () if troubles.failing > 0 => State::Retrying,
             () if !readable => State::SpoolUnreadable,
             () if self.newer_records.wait() => State::NewerRecords,
+            () if self.acknowledger.is_held_back() => State::HeldBack,
             () => State::Ok,
         });
     }

@@ -56,7 +56,7 @@ pub use record::decode::Record;
 pub use record::encode::{encode_record, write_event_json};
 pub use record::error::RecordError;
 pub use record::from_wire::{FromWire, WireError};
-pub use record::raw::{RawRecord, WireWriter, is_newer_record, newer_received_ms, portal_and_time};
+pub use record::raw::{RawRecord, WireWriter, is_newer_record, portal_and_time, received_ms};
 pub use record::route::{Route, is_routed, names_upstream};
 pub use revenue::Revenue;
 pub use validate::is_property_name;

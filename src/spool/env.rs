@@ -1,6 +1,6 @@
 //! What a spool gets from outside: its file system, clock, histogram and list of faults; the
-//! functions that read a record's route and portal; the limit on open files; and whether the spool
-//! may open on a disk that takes no events.
+//! functions that read a record's route, portal and time; the limit on open files; and whether the
+//! spool may open on a disk that takes no events.
 
 use std::sync::Arc;
 
@@ -29,6 +29,9 @@ pub struct Env {
     pub routing: Routing,
     /// The function that reads the portal and the day for which a record counts.
     pub metering: Metering,
+    /// Reads when a record was received, in milliseconds since 1970, UTC. `None` if the record does
+    /// not say it.
+    pub received_ms: fn(record: &[u8]) -> Option<u64>,
     /// The most files that the lanes of earlier processes hold open.
     pub lane_files_max: usize,
     /// Whether opening fails if the disk takes no events. Otherwise the spool refuses events until
@@ -49,6 +52,7 @@ impl Env {
             faults: Faults::unregistered(),
             routing: Routing::none(),
             metering: Metering::none(),
+            received_ms: |_| None,
             lane_files_max: files / LANES_PART_OF_LIMIT,
             needs_disk: false,
         }

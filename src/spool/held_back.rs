@@ -5,6 +5,7 @@
 //! other upstreams have in later lanes wait as well.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::state::SpoolState;
 use crate::plural::counted;
@@ -19,6 +20,9 @@ impl HeldBack {
     /// faults of those that are not any more.
     pub fn report(&mut self, state: &SpoolState) {
         let before = std::mem::replace(&mut self.0, held_back(state));
+        for upstream in &state.upstreams {
+            upstream.held_back.store(self.0.contains_key(&upstream.name), Relaxed);
+        }
         for (name, events) in &self.0 {
             let text = format!(
                 "the limit of open files holds back {} of upstream {name}, until older lanes are \

@@ -39,6 +39,8 @@ pub struct Upstream {
     pub name: String,
     /// Notified when records may be readable.
     pub readable: Notify,
+    /// Whether all of its events are in lanes that are not held: see `held_back.rs`.
+    pub held_back: AtomicBool,
     taken: AtomicBool,
 }
 
@@ -120,6 +122,7 @@ impl SpoolState {
         let adopter = Adopter {
             fs: Arc::clone(&env.fs),
             routing: env.routing,
+            received_ms: env.received_ms,
             book: Arc::clone(&book),
             root: root.clone(),
             upstreams: upstreams.to_vec(),
@@ -132,6 +135,7 @@ impl SpoolState {
         let upstream = |name: &String| Upstream {
             name: name.clone(),
             readable: Notify::new(),
+            held_back: AtomicBool::new(false),
             taken: AtomicBool::new(false),
         };
         SpoolState {

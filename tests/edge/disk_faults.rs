@@ -10,7 +10,7 @@ use crate::disk::{Disk, Ledger, Load, REFUSES_SOON, folder, or_skip, run};
 use crate::harness::{Edge, Setup, command, wait_for};
 use pixelgate::internals::spool::{Config, Env, Spool};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -124,7 +124,7 @@ fn lanes_beyond_the_limit_of_open_files_are_counted_and_delivered() {
     let ledger = Ledger::default();
     send(&donor, &ledger, 1);
     donor.kill();
-    make_lanes(dir.path(), LANES - 1, &["collector"]);
+    make_lanes(dir.path(), LANES - 1, &["collector"], stored_event(dir.path()));
     let edge = Edge::start_under(dir, "ulimit -n 257");
     let row = edge.upstream("collector");
     assert_eq!((&row["accepted"], &row["pending"]), (&LANES.into(), &LANES.into()), "{row}");
@@ -137,6 +137,7 @@ fn lanes_beyond_the_limit_of_open_files_are_counted_and_delivered() {
 #[test]
 fn upstreams_that_older_lanes_hold_back_are_a_fault_until_they_get_their_events() {
     const LANES: u64 = 50;
+    const OLD_SECONDS: u64 = 86_400;
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let events = dir.path().join("events");
@@ -147,29 +148,46 @@ fn upstreams_that_older_lanes_hold_back_are_a_fault_until_they_get_their_events(
     let ledger = Ledger::default();
     send(&donor, &ledger, 1);
     donor.kill();
-    make_lanes(dir.path(), LANES - 1, &["collector", "well"]);
+    let mut old = stored_event(dir.path());
+    let then = jiff::Timestamp::now().as_millisecond().unsigned_abs() - 1000 * OLD_SECONDS;
+    // The time of receipt, as `event/record/encode.rs` specifies.
+    old[2..10].copy_from_slice(&then.to_le_bytes());
+    make_lanes(dir.path(), LANES - 1, &["collector", "well"], old);
     let edge = Edge::start_under(dir, "ulimit -n 257");
     wait_for("the fault", || shows_fault(&edge, "spool_lane", "well"));
     assert!(!shows_fault(&edge, "spool_lane", "collector"), "it has work: {}", edge.status());
     let row = edge.upstream("well");
     let pending = row["pending"].as_u64().unwrap();
     assert!(0 < pending && pending < LANES, "{row}");
+    wait_for("the state", || edge.upstream("well")["state"] == "held_back");
+    // An event that is newer, and delivered, does not hide those that wait.
+    send(&edge, &ledger, 1);
+    wait_for("the new event", || edge.upstream("well")["pending"] == pending);
+    let row = edge.upstream("well");
+    assert_eq!(row["state"], "held_back", "{row}");
+    assert!(row["lag_seconds"].as_u64().unwrap() >= OLD_SECONDS, "{row}");
+    let metrics = String::from_utf8(edge.admin("/metrics").body).unwrap();
+    let lag = "pixelgate_delivery_lag_seconds{upstream=\"well\"} ";
+    let lag = metrics.lines().find_map(|line| line.strip_prefix(lag)).unwrap();
+    assert!(lag.parse::<u64>().unwrap() >= OLD_SECONDS, "{lag}");
     let text = format!("the limit of open files holds back {pending} events of upstream well");
     assert!(edge.status()["faults"].to_string().contains(&text), "{}", edge.status());
     backend.script(|_| Act::Take);
     for name in ["collector", "well"] {
         let row = edge.wait_delivered(name);
-        assert_eq!((&row["accepted"], &row["delivered"]), (&LANES.into(), &LANES.into()), "{row}");
+        let all = json!(LANES + 1);
+        assert_eq!((&row["accepted"], &row["delivered"]), (&all, &all), "{row}");
     }
     wait_well(&edge);
+    let row = edge.upstream("well");
+    assert_eq!((&row["state"], &row["lag_seconds"]), (&json!("ok"), &json!(0)), "{row}");
 }
 
-/// Makes lanes of ended processes, each with a copy of the one event in the spool.
-fn make_lanes(dir: &Path, count: u64, upstreams: &[&str]) {
+/// Makes lanes of ended processes, each with this event.
+fn make_lanes(dir: &Path, count: u64, upstreams: &[&str], record: Vec<u8>) {
     // The disk of a machine that runs tests may be slow.
     let config = Config { dir: dir.join("spool"), commit_seconds_max: 60, ..Config::default() };
     let upstreams: Vec<String> = upstreams.iter().map(|name| name.to_string()).collect();
-    let record = stored_event(dir);
     for _ in 0..count {
         let spool = Spool::open(&config, &upstreams, Env::system()).unwrap();
         let commit = spool.append(|out| out.extend_from_slice(&record)).unwrap();

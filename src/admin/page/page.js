@@ -21,6 +21,7 @@ const STATES = {
   dead_letters_failing: ["■ dead letters fail", "trouble"],
   spool_unreadable: ["■ spool unreadable", "trouble"],
   newer_records: ["▲ newer records wait", "notice"],
+  held_back: ["▲ held back", "notice"],
   stopped: ["○ stopped", "notice"],
 };
 

@@ -123,9 +123,9 @@ pub fn is_newer_record(bytes: &[u8]) -> bool {
     record.first().is_some_and(|version| *version > VERSION)
 }
 
-/// The time of receipt of a record of a newer version, in milliseconds since 1970, UTC. `None` if
-/// the record is too short to hold it.
-pub fn newer_received_ms(bytes: &[u8]) -> Option<u64> {
+/// The time of receipt of a record of any version, in milliseconds since 1970, UTC. `None` if the
+/// record is too short to hold it.
+pub fn received_ms(bytes: &[u8]) -> Option<u64> {
     let (_, record) = route::split(bytes).ok()?;
     record.get(RECEIVED_AT).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
 }

@@ -94,8 +94,8 @@ fn names(mut route: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
     use crate::event::{
-        Context, Event, RawRecord, Record, encode_record, is_newer_record, newer_received_ms,
-        portal_and_time,
+        Context, Event, RawRecord, Record, encode_record, is_newer_record, portal_and_time,
+        received_ms,
     };
 
     fn record(route: Option<&Route>) -> Vec<u8> {
@@ -136,7 +136,7 @@ mod tests {
         let at = routed.len() - record(None).len();
         routed[at] = 100;
         assert!(is_newer_record(&routed));
-        assert_eq!(newer_received_ms(&routed), Some(1_795_401_913_123));
+        assert_eq!(received_ms(&routed), Some(1_795_401_913_123));
         routed[0] = ROUTED + 1;
         assert!(is_newer_record(&routed));
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
@@ -392,6 +393,19 @@ impl Acknowledger {
                 self.state.upstreams[self.upstream].readable.notify_one();
             }
         }
+    }
+
+    /// When the oldest event was received that waits in a lane which is not held, in milliseconds
+    /// since 1970, UTC. `None`: none waits there.
+    pub fn unheld_ms(&self) -> Option<u64> {
+        let unheld = self.state.unheld.lock();
+        unheld.iter().filter_map(|lane| *lane.oldest_ms.get(self.upstream)?).min()
+    }
+
+    /// Whether events wait only in lanes that are not held, until older lanes are delivered to all
+    /// upstreams. Maintenance finds it out once a second.
+    pub fn is_held_back(&self) -> bool {
+        self.state.upstreams[self.upstream].held_back.load(Relaxed)
     }
 
     /// Whether reading waits because too many separate events are stuck: see [`RUNS_MAX`].

@@ -2,8 +2,8 @@
 //!
 //! Holding a lane takes three open files, and two more for each upstream. So that any number of
 //! lanes can be adopted with any limit on open files above 256 (SPEC 6), only the oldest lanes are
-//! held. For the others, only the counts are kept in memory, and they are adopted again when older
-//! lanes are delivered and removed.
+//! held. For the others, only the counts and the age of the oldest event are kept in memory, and
+//! they are adopted again when older lanes are delivered and removed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::living::Living;
+use super::oldest::oldest_ms;
 use super::quarantine::Quarantine;
 use super::recover::{Adoption, AdoptionInputs, adopt};
 use crate::spool::faults::DiskFaults;
@@ -39,6 +40,8 @@ pub struct Adopter {
     pub root: PathBuf,
     pub upstreams: Vec<String>,
     pub routing: Routing,
+    /// See [`Env::received_ms`](crate::spool::Env::received_ms).
+    pub received_ms: fn(record: &[u8]) -> Option<u64>,
     pub book: Arc<Book>,
     pub quarantine: Arc<Quarantine>,
     pub faults: Arc<DiskFaults>,
@@ -66,16 +69,9 @@ pub struct Unheld {
     pub key: LaneKey,
     /// The counts of each upstream, in the order of the configuration.
     pub counts: Vec<Counts>,
+    /// When the oldest event was received that waits for each upstream: see `oldest.rs`.
+    pub oldest_ms: Vec<Option<u64>>,
     pub held_bytes: u64,
-}
-
-impl Unheld {
-    fn of(lane: &Lane) -> Unheld {
-        let state = lane.state();
-        let counts = state.positions.iter().map(|position| position.totals(state.end()));
-        let held_bytes = state.segment_index.held_bytes(state.low());
-        Unheld { key: lane.key(), counts: counts.collect(), held_bytes }
-    }
 }
 
 /// Takes the lock of the folder. `None` while another process creates or adopts lanes.
@@ -116,7 +112,7 @@ impl Adopter {
                     if found.adopted.len() < room {
                         found.adopted.push(lane);
                     } else {
-                        found.unheld.push(Unheld::of(&lane));
+                        found.unheld.push(self.unheld(&lane));
                     }
                 }
                 Ok(Adoption::Living { absorbed, totals }) => {
@@ -141,6 +137,15 @@ impl Adopter {
             self.faults.clear(FaultKind::SpoolLane, &subject);
         }
         found
+    }
+
+    fn unheld(&self, lane: &Lane) -> Unheld {
+        let (routing, now_ms) = (&self.routing, self.book.now_ms());
+        let oldest_ms = oldest_ms(lane, &self.upstreams, routing, self.received_ms, now_ms);
+        let state = lane.state();
+        let counts = state.positions.iter().map(|position| position.totals(state.end())).collect();
+        let held_bytes = state.segment_index.held_bytes(state.low());
+        Unheld { key: lane.key(), counts, oldest_ms, held_bytes }
     }
 
     /// Raises a fault for each of these lanes. Without the lock of the folder, which cannot be
