@@ -12,7 +12,7 @@ use super::contract::Upstream;
 use super::file;
 #[cfg(feature = "http")]
 use super::http;
-use super::kind::Kind;
+use super::kind::{Kind, Memory};
 
 /// The longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
@@ -193,6 +193,12 @@ impl ValidConfig {
     ///
     /// The key of the file that cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
+        self.build_with(&Memory::default())
+    }
+
+    /// Builds the upstream in the place of another one, whose memory it takes over.
+    #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "only hubspot has one"))]
+    pub(super) fn build_with(&self, memory: &Memory) -> Result<Arc<dyn Upstream>, ConfigError> {
         let built = match &self.kind {
             Kind::File(config) => shared(config.build()),
             #[cfg(feature = "http")]
@@ -200,7 +206,7 @@ impl ValidConfig {
             #[cfg(feature = "http")]
             Kind::Legacy(config) => shared(config.build()),
             #[cfg(feature = "http")]
-            Kind::Hubspot(config) => shared(config.build()),
+            Kind::Hubspot(config) => shared(config.build(Arc::clone(&memory.portals))),
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => shared(config.build()),
             #[cfg(feature = "nats")]

@@ -38,6 +38,15 @@ pub enum Kind {
     Nats(nats::Config),
 }
 
+/// What an upstream remembers between its attempts. One that differs in its limits only takes it
+/// over.
+#[derive(Clone, Default)]
+pub(super) struct Memory {
+    /// The paused portals of kind `hubspot`.
+    #[cfg(feature = "http")]
+    pub portals: std::sync::Arc<hubspot::Known>,
+}
+
 impl Kind {
     /// Whether both send the same, to the same place and with the same credentials, so that they
     /// differ at most in their limits.

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::batch::Batch;
 use super::config::{Config, ValidConfig};
 use super::contract::Upstream;
+use super::kind::Memory;
 use super::outcome::Outcome;
 use crate::config_error::ConfigError;
 use crate::file_stamp::FileStamp;
@@ -49,6 +50,7 @@ struct InUse {
     /// See [`Upstream::settings_version`].
     version: u64,
     upstream: Arc<dyn Upstream>,
+    memory: Memory,
     /// The files that the settings name, with their stamps from just before they were read.
     files: Files,
     since: Instant,
@@ -71,7 +73,7 @@ impl Replaceable {
     ///
     /// The key whose value or file cannot be used.
     pub fn build(config: ValidConfig, faults: Faults) -> Result<Self, ConfigError> {
-        let in_use = InUse::build(config)?;
+        let in_use = InUse::build(config, Memory::default())?;
         let upstream = &in_use.upstream;
         Ok(Self(Arc::new(Inner {
             name: in_use.config.name.clone(),
@@ -101,8 +103,10 @@ impl Replaceable {
         if *config == *in_use.config && !in_use.has_changed_files() {
             return Ok(None);
         }
+        let is_same = config.kind.sends_as(&in_use.config.kind) && !in_use.has_changed_files();
+        let memory = if is_same { in_use.memory.clone() } else { Memory::default() };
         drop(in_use);
-        InUse::build(config).map(|built| Some(Replacement(built)))
+        InUse::build(config, memory).map(|built| Some(Replacement(built)))
     }
 
     /// Puts a replacement in use. Attempts under way end with the settings that they began with.
@@ -133,7 +137,7 @@ impl Replaceable {
         // The stamps are taken before the files are read, so that the next look finds a change in
         // between.
         let files = stamps(&config);
-        match InUse::build(config) {
+        match InUse::build(config, Memory::default()) {
             Ok(built) => {
                 self.put(Replacement(built));
                 log::info!("upstream {}: its changed files are in use from now on", self.0.name);
@@ -152,9 +156,9 @@ impl Replaceable {
     /// Renews the connections of a kind whose client does not, if that is due.
     fn renew_connections(&self, config: ValidConfig) {
         let Some(seconds_max) = config.connection_seconds_max() else { return };
-        let (since, looked_up) = {
+        let (since, looked_up, memory) = {
             let in_use = self.0.in_use.lock();
-            (in_use.since, in_use.addresses.1)
+            (in_use.since, in_use.addresses.1, in_use.memory.clone())
         };
         let mut is_due = since.elapsed() >= Duration::from_secs(seconds_max);
         if !is_due && looked_up.elapsed() >= Duration::from_secs(LOOKUP_SECONDS) {
@@ -165,7 +169,7 @@ impl Replaceable {
             is_due = found.iter().any(|(name, now)| known.get(name).is_some_and(|was| was != now));
             in_use.addresses = (found, Instant::now());
         }
-        if is_due && let Ok(built) = InUse::build(config) {
+        if is_due && let Ok(built) = InUse::build(config, memory) {
             log::debug!("upstream {}: its connections are renewed", self.0.name);
             self.put(Replacement(built));
         }
@@ -250,11 +254,11 @@ impl Upstream for Replaceable {
 }
 
 impl InUse {
-    fn build(config: ValidConfig) -> Result<Self, ConfigError> {
+    fn build(config: ValidConfig, memory: Memory) -> Result<Self, ConfigError> {
         let (files, now) = (stamps(&config), Instant::now());
         let addresses = (Addresses::new(), now);
-        let upstream = config.build()?;
-        Ok(Self { upstream, version: 0, files, since: now, addresses, config })
+        let upstream = config.build_with(&memory)?;
+        Ok(Self { upstream, memory, version: 0, files, since: now, addresses, config })
     }
 
     fn sends_as(&self, other: &InUse) -> bool {

@@ -1,7 +1,7 @@
 //! What a reload changes of the spool, of delivery, of the logs and of the origins shows in what
 //! the edge does (SPEC 8), on the running binary and without a lost request.
 
-use crate::backend::{Act, Backend};
+use crate::backend::{Act, Backend, Request};
 use crate::delivery::RUNTIME;
 use crate::harness::{Edge, Setup, wait_for};
 use crate::http::Connection;
@@ -326,4 +326,36 @@ fn other_credentials_end_the_pause_that_those_before_have_led_to() {
         let table = format!("[[upstream]]\nname = \"c\"\n{kind}\nurl = \"{url}\"\n{batch}");
         check_change_ends_the_pause(&table, ("old\"", "new\""), &backend);
     }
+}
+
+#[test]
+fn other_limits_do_not_end_the_pause_of_a_portal() {
+    let backend =
+        RUNTIME.block_on(Backend::start(|request| match request.header("authorization") {
+            "Bearer limited" => Act::RefuseWith(429, vec![("Retry-After", "3600".into())]),
+            _ => Act::Take,
+        }));
+    // A batch is one event of each portal.
+    let table = format!(
+        "[[upstream]]\nname = \"c\"\nkind = \"hubspot\"\nurl = \"{}\"\n\
+         tokens = {{ \"7\" = \"limited\", \"100\" = \"free\" }}\nevent_names = {{ a = \"b\" }}\n\
+         contacts = false\nconcurrency_max = 3\n\
+         [upstream.batch]\nevents_max = 2\nlinger_ms = 600000",
+        backend.url("/")
+    );
+    let subject = Subject::start(Setup::default().upstreams(&table));
+    let deliver = |delivered: u64| {
+        for portal in [7, 100] {
+            let event = format!("_a={portal}&_n=a&email=p@company.com");
+            assert_eq!(subject.edge.event(&event).verdict(), "accepted");
+        }
+        wait_for("the event of the free portal", || {
+            subject.edge.upstream("c")["delivered"] == delivered
+        });
+    };
+    deliver(1);
+    subject.change("concurrency_max = 3", "concurrency_max = 4");
+    deliver(2);
+    let limited = |request: &Request| request.header("authorization") == "Bearer limited";
+    assert_eq!(backend.seen().iter().filter(|request| limited(request)).count(), 1);
 }

@@ -3,6 +3,7 @@
 use crate::config_error::ConfigError;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HeaderValue;
@@ -11,7 +12,7 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 use super::names::{self, EventNames};
-use super::pauses::Pauses;
+use super::pauses::{Known, Pauses};
 use super::send::Sender;
 use super::translate::{REFERRER_PROPERTY, Translator, USER_AGENT_PROPERTY};
 use super::upstream::Hubspot;
@@ -191,8 +192,9 @@ impl Config {
         }
     }
 
-    /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
-    pub(in crate::upstream) fn build(&self) -> Result<Hubspot, ConfigError> {
+    /// Builds the upstream, which knows of the portals what `known` holds. Reads the certificates;
+    /// resolves no name and opens no connection.
+    pub(in crate::upstream) fn build(&self, known: Arc<Known>) -> Result<Hubspot, ConfigError> {
         let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let events_url = self.endpoint("events_path", &self.events_path)?;
         let contacts_url = match self.contacts {
@@ -207,7 +209,7 @@ impl Config {
         };
         let authorizations = self.authorizations()?;
         let fault_max = Some(self.fault_seconds_max).filter(|seconds| *seconds > 0);
-        let pauses = Pauses::new(fault_max.map(Duration::from_secs));
+        let pauses = Pauses::new(fault_max.map(Duration::from_secs), known);
         Ok(Hubspot::new(self.translator()?, authorizations, sender, pauses))
     }
 
@@ -305,7 +307,7 @@ mod tests {
         check_refused(&tokens("1", "t0ps3cret\nX: y"), "tokens.1", "header");
         check_refused(&tokens("1", " "), "tokens.1", "empty");
         assert!(!format!("{:?}", config("")).contains("t0ps3cret"));
-        assert!(!format!("{:?}", config("").build().unwrap()).contains("t0ps3cret"));
+        assert!(!format!("{:?}", config("").build(Arc::default()).unwrap()).contains("t0ps3cret"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub use answers::PAUSE_SECONDS;
 pub use config::Config;
 pub use explain::explain;
 pub use names::{EVENT_NAME_CHARS_MAX, NameFault};
+pub(in crate::upstream) use pauses::Known;
 pub use send::{CONTACTS_MAX, EVENTS_MAX};
 pub use translate::{EventInput, Translation, Translator, Untranslatable};
 pub use upstream::{BATCHES_MAX, Hubspot};

@@ -6,6 +6,7 @@
 //! the other portals.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,12 +15,20 @@ use tokio::time::Instant;
 use super::answers::PAUSE_SECONDS;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// The paused portals, at most as many as there are tokens.
+/// The pauses, as one upstream sees them.
 #[derive(Debug)]
 pub struct Pauses {
     fault_max: Option<Duration>,
+    known: Arc<Known>,
+}
+
+/// What is known of the portals. An upstream that replaces another one takes it over, if it differs
+/// in its limits only.
+#[derive(Debug)]
+pub struct Known {
     started: Instant,
-    inner: Mutex<HashMap<u64, Trouble>>,
+    /// The paused portals, at most as many as there are tokens.
+    portals: Mutex<HashMap<u64, Trouble>>,
 }
 
 #[derive(Debug)]
@@ -30,11 +39,17 @@ struct Trouble {
     why: Outcome,
 }
 
+impl Default for Known {
+    /// No portal is paused.
+    fn default() -> Known {
+        Known { started: Instant::now(), portals: Mutex::default() }
+    }
+}
+
 impl Pauses {
-    /// No portal is paused. Events of a portal with a fault become dead letters after `fault_max`;
-    /// with `None`, never.
-    pub fn new(fault_max: Option<Duration>) -> Pauses {
-        Pauses { fault_max, started: Instant::now(), inner: Mutex::default() }
+    /// Events of a portal with a fault become dead letters after `fault_max`; with `None`, never.
+    pub fn new(fault_max: Option<Duration>, known: Arc<Known>) -> Pauses {
+        Pauses { fault_max, known }
     }
 
     /// Starts a pause if `outcome` concerns this portal only. Returns the outcome of its events,
@@ -47,18 +62,18 @@ impl Pauses {
         let now = Instant::now();
         let until = now + failure.after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
         let is_fault = matches!(outcome, Outcome::Fault(_));
-        let mut inner = self.inner.lock();
-        let before = inner.get(&portal).and_then(|trouble| trouble.faulty_since);
+        let mut portals = self.known.portals.lock();
+        let before = portals.get(&portal).and_then(|trouble| trouble.faulty_since);
         let faulty_since = is_fault.then(|| before.unwrap_or(now));
-        inner.insert(portal, Trouble { faulty_since, until, why: outcome.clone() });
+        portals.insert(portal, Trouble { faulty_since, until, why: outcome.clone() });
         self.unless_too_long(faulty_since, outcome)
     }
 
     /// The outcome of the events of a paused portal, without a request. `None` if the portal is not
     /// paused.
     pub fn of(&self, portal: u64) -> Option<Outcome> {
-        let inner = self.inner.lock();
-        let trouble = inner.get(&portal)?;
+        let portals = self.known.portals.lock();
+        let trouble = portals.get(&portal)?;
         let left = trouble.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return None;
@@ -72,7 +87,7 @@ impl Pauses {
 
     /// The outcome of the events of a portal without a token.
     pub fn of_no_token(&self, fault: Outcome) -> Outcome {
-        self.unless_too_long(Some(self.started), fault)
+        self.unless_too_long(Some(self.known.started), fault)
     }
 
     /// Ends a fault after a success. A pause that HubSpot asked for goes on, because the success
@@ -80,9 +95,9 @@ impl Pauses {
     pub fn over(&self, portal: u64) {
         let keep =
             |trouble: &Trouble| trouble.faulty_since.is_none() && trouble.until > Instant::now();
-        let mut inner = self.inner.lock();
-        if inner.get(&portal).is_some_and(|trouble| !keep(trouble)) {
-            inner.remove(&portal);
+        let mut portals = self.known.portals.lock();
+        if portals.get(&portal).is_some_and(|trouble| !keep(trouble)) {
+            portals.remove(&portal);
         }
     }
 
@@ -109,7 +124,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_is_one_portals_and_ends_by_itself() {
-        let pauses = Pauses::new(None);
+        let pauses = Pauses::new(None, Arc::default());
         let wait = Duration::from_secs(7);
         let failure = Failure { after: Some(wait), ..Failure::answered(429) };
         let everybodys = Outcome::Retry(failure.clone());
@@ -135,7 +150,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_fault_that_lasts_too_long_ends_the_waiting_but_not_the_asking() {
-        let pauses = Pauses::new(Some(PAUSE * 2));
+        let pauses = Pauses::new(Some(PAUSE * 2), Arc::default());
         let is_dead = |outcome: &Outcome| matches!(outcome, Outcome::Dead(_));
         for round in 0..2 {
             assert!(!is_dead(&pauses.note(1, fault())), "{round}");
