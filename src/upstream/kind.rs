@@ -116,3 +116,113 @@ from_settings! {
     #[cfg(feature = "nats")]
     nats => Nats,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::de::DeserializeOwned;
+
+    /// Whether another value of a key is another destination, or other events or credentials for
+    /// it: `limits` are not, `others` are, and a kind has no further keys.
+    #[track_caller]
+    fn check<C: DeserializeOwned + Into<Kind>>(limits: &[&str], others: &[&str]) {
+        let kind = |line: &str| -> Kind { toml::from_str::<C>(line).expect(line).into() };
+        for (lines, is_same) in [(limits, true), (others, false)] {
+            for line in lines {
+                assert_ne!(kind(line), kind(""), "{line} is the default");
+                assert_eq!(kind(line).sends_as(&kind("")), is_same, "{line}");
+            }
+        }
+        let error = toml::from_str::<C>("no_such_key = 1").map(drop).unwrap_err().to_string();
+        let (_, keys) = error.split_once("expected one of").expect(&error);
+        let mut keys: Vec<&str> = keys.split('`').skip(1).step_by(2).collect();
+        let lines = limits.iter().chain(others);
+        let mut checked: Vec<&str> =
+            lines.filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        keys.sort_unstable();
+        checked.sort_unstable();
+        checked.dedup();
+        assert_eq!(checked, keys);
+    }
+
+    #[test]
+    #[cfg(feature = "http")]
+    fn another_address_or_credential_is_another_destination_and_a_limit_is_not() {
+        let limits = ["concurrency_max = 2", "timeout_seconds = 9", "connection_seconds_max = 9"];
+        check::<http::Config>(
+            &limits,
+            &[
+                "url = 'https://h/'",
+                "format = 'ndjson'",
+                "compression = 'zstd'",
+                "headers = { A = 'b' }",
+                "secret = 's'",
+                "proxy = 'http://p:1'",
+                "proxy = ''",
+                "order = 'portal'",
+                "ca = 'a'",
+                "cert = 'a'",
+                "key = 'a'",
+            ],
+        );
+        check::<legacy::Config>(
+            &limits,
+            &[
+                "url = 'https://h/'",
+                "keep_host = true",
+                "proxy = 'http://p:1'",
+                "on_unknown = 'retry'",
+            ],
+        );
+        check::<hubspot::Config>(
+            &[&limits[..], &["fault_seconds_max = 9"]].concat(),
+            &[
+                "url = 'https://h'",
+                "tokens = { '7' = 't' }",
+                "event_names = { a = 'b' }",
+                "contacts = false",
+                "revenue_property = 'r'",
+                "external_id_property = 'r'",
+                "external_id_contact_property = 'r'",
+                "match_external_id = true",
+                "context_properties = true",
+                "events_path = '/e'",
+                "contacts_path = '/c'",
+                "proxy = 'http://p:1'",
+                "ca = 'a'",
+            ],
+        );
+    }
+
+    #[test]
+    #[cfg(feature = "kafka")]
+    fn another_cluster_topic_or_property_of_kafka_is_another_destination() {
+        check::<kafka::Config>(
+            &["timeout_seconds = 9", "connection_seconds_max = 9"],
+            &[
+                "brokers = 'b:1'",
+                "topic = 't'",
+                "key = 'email'",
+                "properties = { 'sasl.password' = 'p' }",
+                "properties = { 'ssl.ca.location' = 'a' }",
+            ],
+        );
+    }
+
+    #[test]
+    #[cfg(feature = "nats")]
+    fn another_server_subject_stream_or_login_of_nats_is_another_destination() {
+        check::<nats::Config>(
+            &["timeout_seconds = 9", "connection_seconds_max = 9"],
+            &[
+                "urls = 'nats://n'",
+                "subject = 's'",
+                "stream = 's'",
+                "credentials = 'a'",
+                "ca = 'a'",
+                "cert = 'a'",
+                "key = 'a'",
+            ],
+        );
+    }
+}
