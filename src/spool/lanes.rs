@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::fs::{File, create_dir_durable, is_absent};
 use super::lane::Lane;
-use super::metering;
+use super::metering::counts::Counts;
+use super::metering::living::Found;
 use super::missing;
 use super::read::cursor::LaneKey;
 use super::recovery::adoption::{Adoptions, SPOOL_LOCK, lane_ids, lock_spool};
@@ -70,7 +71,11 @@ impl SpoolState {
     pub fn adopt(&self, ids: &[u64]) {
         let (ids, room) = self.adoptable(ids);
         if !ids.is_empty() {
-            self.take_in(&ids, self.adopter.adopt(&ids, room));
+            let living = self.living.lock();
+            let seen = living.iter().filter_map(|lane| Some((lane.key, lane.seen.clone()?)));
+            let seen = seen.collect();
+            drop(living);
+            self.take_in(&ids, self.adopter.adopt(&ids, room, &seen));
         }
     }
 
@@ -166,9 +171,10 @@ impl SpoolState {
     fn note_living(&self, read: Vec<Living>, is_counted: impl Fn(LaneKey) -> bool) {
         let mut living = self.living.lock();
         for lane in read.into_iter().filter(|lane| !is_counted(lane.key)) {
-            self.book.set_living(lane.key.0, &lane.portals, lane.since_ms);
+            let since_ms = lane.seen.as_ref().map_or(0, |seen| seen.since_ms);
+            self.book.set_living(lane.key.0, &lane.portals, since_ms);
             living.retain(|before| before.key.0 != lane.key.0);
-            living.push(Living { portals: metering::counts::Counts::default(), ..lane });
+            living.push(Living { portals: Found::Further(Counts::default()), ..lane });
         }
         living.retain(|lane| !is_counted(lane.key));
         self.book.retain_living(|id| living.iter().any(|lane| lane.key.0 == id));

@@ -217,3 +217,48 @@ fn a_million_portals_take_less_than_64_mib() {
     let spool = open(dir.path());
     assert_eq!((spool.portal(77).accepted, spool.portal(77).delivered), (1, 1));
 }
+
+#[test]
+fn the_totals_of_a_living_process_are_followed_and_not_read_again_and_again() {
+    const PORTALS: u64 = 3_000;
+    let fs = SimFs::new(1);
+    let old = open_on(&fs.process(), &Faults::unregistered());
+    let accept = |portal: u64| append_all(&old, &[&format!("{portal} x")]);
+    let mut reader = old.reader("up").expect("configured");
+    (1..=PORTALS).for_each(accept);
+    old.checkpoint();
+    let new = open_on(&fs.process(), &Faults::unregistered());
+    let bytes = |name| {
+        let path = Path::new("/spool/lane-00000001").join(name);
+        fs.bytes_of(&path).expect("there").len() as u64
+    };
+    let first = bytes("portals");
+    // Beside the file, the cursor is read.
+    let check_read = |before| {
+        let read = fs.bytes_read() - before - bytes("cursor");
+        assert!(read < first / 4, "{read} of {first} bytes are read");
+    };
+    let check = |portal: u64| {
+        let expect = old.portal(portal);
+        assert_eq!((new.portal(portal), expect.accepted > 0), (expect, true));
+        assert_eq!(new.busiest_portals(0).1, old.busiest_portals(0).1);
+    };
+    check(PORTALS);
+    // The file gets entries, and is replaced when it has no room left.
+    for round in 0..40 {
+        (1..=PORTALS).step_by(10).for_each(|portal| accept(portal + round % 10));
+        let (_, ids) = read(&mut reader);
+        reader.acknowledger().acknowledge(&ids, Ack::Delivered);
+        old.checkpoint();
+        let before = fs.bytes_read();
+        new.checkpoint();
+        if round == 0 {
+            check_read(before);
+        }
+        check(1 + round % 10);
+    }
+    let before = fs.bytes_read();
+    new.checkpoint();
+    check_read(before);
+    assert_ne!(bytes("portals"), first, "the file was replaced");
+}

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use super::counts::{Column, Counts, Totals};
-use super::living::LivingLanes;
+use super::living::{Found, LivingLanes};
 use super::table::{GROWTH, OTHER, PORTALS_MAX, Table};
 use super::{Metered, Metering};
 use crate::clock::{Clock, DAY_MS};
@@ -245,12 +245,12 @@ impl Book {
         pages.takeovers += 1;
     }
 
-    /// Replaces the totals of a lane whose process lives by those that its file has.
-    pub fn set_living(&self, lane: u64, counts: &Counts, since_ms: u64) {
+    /// Takes over the totals of a lane whose process lives, as its file has them.
+    pub fn set_living(&self, lane: u64, found: &Found, since_ms: u64) {
         let today = self.today();
         let mut pages = self.pages.lock();
         pages.since_ms = pages.since_ms.max(since_ms);
-        pages.takeovers += u64::from(pages.living.set(lane, counts, today));
+        pages.takeovers += u64::from(pages.living.take_in(lane, found, today));
     }
 
     /// Removes the totals of the lanes of living processes that are not to be kept.

@@ -58,22 +58,6 @@ impl Sound {
     }
 }
 
-/// Reads the file of a lane, whose process may live. `None` if the file is missing.
-pub fn read(
-    fs: &dyn Fs,
-    dir: &Path,
-    key: LaneKey,
-    is_folded: impl Fn(LaneKey) -> bool,
-    book: &Book,
-) -> io::Result<Option<Sound>> {
-    let file = match fs.open(&dir.join(PORTALS), Open::Read) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    let bytes = read_block(&*file, usize::try_from(file.bytes()?).unwrap_or(0), 0)?;
-    Ok(Some(Sound::read(&bytes, key, is_folded, book)))
-}
-
 /// Adds the counts of a lane's file to `book`, for a command. Returns the offset of the damage, or
 /// `None` if the file is sound or missing.
 pub fn inspect(
@@ -83,7 +67,12 @@ pub fn inspect(
     is_folded: impl Fn(LaneKey) -> bool,
     book: &Book,
 ) -> io::Result<Option<u64>> {
-    let Some(sound) = read(fs, dir, key, is_folded, book)? else { return Ok(None) };
+    let file = match fs.open(&dir.join(PORTALS), Open::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let bytes = read_block(&*file, usize::try_from(file.bytes()?).unwrap_or(0), 0)?;
+    let sound = Sound::read(&bytes, key, is_folded, book);
     if sound.contents.marks.is_some() {
         book.take_in(key.0, &[&sound.contents.counts], sound.since_ms.unwrap_or(0));
     }

@@ -41,7 +41,8 @@ use crate::spool::read::runs::{self, Runs};
 /// The length of the file's header, in bytes.
 pub const HEADER_BYTES: usize = 36;
 const MAGIC: [u8; 8] = *b"pxgmetr1";
-const ENTRY_HEADER_BYTES: usize = 8;
+/// The length of an entry's header, in bytes.
+pub const ENTRY_HEADER_BYTES: usize = 8;
 /// The most bytes of the runs of an encoded position.
 const RUNS_BYTES_MAX: usize = 16 << 20;
 
@@ -166,6 +167,23 @@ pub fn entry(bytes: &[u8], salt: u64) -> Option<(&[u8], usize)> {
     let whole = bytes.get(..ENTRY_HEADER_BYTES.checked_add(len)?)?;
     let is_sound = len > 0 && seal(&whole[4..], salt) == u32_at(header, 0);
     is_sound.then(|| (&whole[ENTRY_HEADER_BYTES..], whole.len()))
+}
+
+/// Returns the size of the entry that begins with this header. `None` if there is none.
+pub fn entry_bytes(header: &[u8]) -> Option<usize> {
+    let header = header.get(..ENTRY_HEADER_BYTES)?;
+    let len = u32_at(header, 4) as usize;
+    (len > 0).then(|| ENTRY_HEADER_BYTES.saturating_add(len))
+}
+
+/// Returns the offset of the last entry of a file whose entries are sound to its end; 0 if it has
+/// none.
+pub fn last_entry(bytes: &[u8], salt: u64) -> usize {
+    let (mut last, mut at) = (0, HEADER_BYTES);
+    while let Some((_, whole)) = bytes.get(at..).and_then(|rest| entry(rest, salt)) {
+        (last, at) = (at, at + whole);
+    }
+    last
 }
 
 /// Returns the offset at which the entries of a file end, and whether a sound entry follows later.

@@ -4,10 +4,19 @@ use std::collections::BTreeMap;
 
 use super::counts::{Counts, Totals};
 
+/// The counts that were read of a lane's file.
+pub enum Found {
+    /// All of them.
+    Whole(Counts),
+    /// Those of the entries that are new.
+    Further(Counts),
+}
+
 /// The totals of each of these lanes, by the number of the lane.
 #[derive(Default)]
 pub struct LivingLanes(BTreeMap<u64, LivingLane>);
 
+#[derive(Default)]
 struct LivingLane {
     totals: Totals,
     /// See [`Counts::sums`].
@@ -15,13 +24,24 @@ struct LivingLane {
 }
 
 impl LivingLanes {
-    /// Replaces the totals of a lane. Returns whether the number of its accepted events changed.
-    pub fn set(&mut self, lane: u64, counts: &Counts, today: u32) -> bool {
-        let mut totals = Totals::default();
-        counts.iter().for_each(|(column, tally)| totals.add(*column, tally.iter(), today));
+    /// Takes over the totals of a lane, as its file has them. Returns whether the number of its
+    /// accepted events changed.
+    pub fn take_in(&mut self, lane: u64, found: &Found, today: u32) -> bool {
+        let accepted = self.0.get(&lane).map(|known| known.sums[0]);
+        let counts = match found {
+            Found::Whole(counts) => {
+                self.0.remove(&lane);
+                counts
+            }
+            Found::Further(counts) => counts,
+        };
+        let known = self.0.entry(lane).or_default();
+        for (column, tally) in counts.iter() {
+            known.totals.add(*column, tally.iter(), today);
+        }
         let sums = counts.sums();
-        let before = self.0.insert(lane, LivingLane { totals, sums });
-        before.is_none_or(|before| before.sums[0] != sums[0])
+        known.sums = std::array::from_fn(|at| known.sums[at] + sums[at]);
+        accepted != Some(known.sums[0])
     }
 
     /// Removes the totals of the lanes that are not to be kept.

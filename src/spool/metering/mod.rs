@@ -38,9 +38,10 @@
 pub(super) mod book;
 pub(super) mod contents;
 pub(super) mod counts;
+pub(super) mod follow;
 pub(super) mod format;
 pub(super) mod journal;
-mod living;
+pub(super) mod living;
 pub(super) mod recount;
 pub(super) mod table;
 mod tally;

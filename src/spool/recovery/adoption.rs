@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::living::Living;
+use super::living::{AllSeen, Living, Reading};
 use super::oldest::oldest_ms;
 use super::quarantine::Quarantine;
 use super::recover::{Adoption, AdoptionInputs, adopt};
@@ -98,15 +98,15 @@ impl Adopter {
     /// Adopts each of these lanes whose process has ended, and holds up to `room` of them. The
     /// caller holds the lock of the folder, because a lane that is just being created would look as
     /// if its process had ended. A lane that cannot be read becomes a fault, and is tried again at
-    /// a later turn.
-    pub fn adopt(&self, ids: &[u64], room: usize) -> Adoptions {
+    /// a later turn. `seen` is what was read before of lanes whose processes live.
+    pub fn adopt(&self, ids: &[u64], room: usize, seen: &AllSeen) -> Adoptions {
         let mut found = Adoptions::default();
         // Lanes mention each other, and it matters which of them exist. None can be removed while
         // the folder is locked.
         let lanes = lane_ids(&*self.fs, &self.root);
         for &id in ids {
             let subject = lane_dir(&self.root, id).display().to_string();
-            match self.adopt_one(id, &subject, &lanes) {
+            match self.adopt_one(id, &subject, &lanes, seen) {
                 Ok(Adoption::Adopted(lane)) => {
                     found.absorbed.extend_from_slice(&lane.state().absorbed);
                     if found.adopted.len() < room {
@@ -168,6 +168,7 @@ impl Adopter {
         id: u64,
         subject: &str,
         lanes: &io::Result<Vec<u64>>,
+        seen: &AllSeen,
     ) -> io::Result<Adoption> {
         let adopt = |around| {
             let Adopter { fs, root, upstreams, routing, quarantine, book, .. } = self;
@@ -175,7 +176,8 @@ impl Adopter {
                 Ok(lanes) => lanes,
                 Err(error) => return Err(io::Error::new(error.kind(), error.to_string())),
             };
-            let with = AdoptionInputs { upstreams, routing, quarantine, book, lanes };
+            let reading = &Reading { upstreams, lanes, book, seen };
+            let with = AdoptionInputs { routing, quarantine, reading };
             adopt(fs, root, id, &with, around)
         };
         let error = match adopt(false) {

@@ -4,11 +4,13 @@
 //! A running process has the positions of all upstreams in memory and writes them to the cursors
 //! each second. So its lanes cannot be changed from outside, and no process may use the spool.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::adoption::{lane_ids, lock_spool};
+use super::living::Reading;
 use super::quarantine::Quarantine;
 use super::recover::{Adoption, AdoptionInputs, adopt};
 use super::snapshot::LaneSnapshot;
@@ -150,13 +152,8 @@ fn count_portals(
     let upstreams = [upstream.to_owned()];
     let book = Book::new(*metering, &upstreams, Arc::new(SystemClock), Faults::unregistered());
     let quarantine = Quarantine::open(Arc::clone(&fs), root);
-    let with = AdoptionInputs {
-        upstreams: &upstreams,
-        routing,
-        quarantine: &quarantine,
-        book: &book,
-        lanes,
-    };
+    let reading = Reading { upstreams: &upstreams, lanes, book: &book, seen: &BTreeMap::new() };
+    let with = AdoptionInputs { routing, quarantine: &quarantine, reading: &reading };
     match adopt(&fs, root, id, &with, true)? {
         Adoption::Adopted(lane) => lane.save_counts(&book),
         Adoption::Living { .. } => Err(io::Error::other("a process has taken the lane")),

@@ -5,13 +5,15 @@
 //! process writes them once a second. When the old process has ended, the lane is taken over, and
 //! the exact totals take the place of these.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
 use crate::spool::fs::{Fs, Open};
 use crate::spool::lane_files::CURSOR;
-use crate::spool::metering;
 use crate::spool::metering::book::Book;
+use crate::spool::metering::follow::{Seen, follow};
+use crate::spool::metering::living::Found;
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey};
 
@@ -20,11 +22,14 @@ pub struct Living {
     pub key: LaneKey,
     /// The totals of each upstream, in the order of the configuration.
     pub counts: Vec<Counts>,
-    /// The totals by portal.
-    pub portals: metering::counts::Counts,
-    /// The time from which these count, in milliseconds since 1970. 0: from the lane's beginning.
-    pub since_ms: u64,
+    /// The totals by portal, as its file has them.
+    pub portals: Found,
+    /// What was read of that file. `None`: it was missing, or that of another lane.
+    pub seen: Option<Seen>,
 }
+
+/// What was read before of the files of these lanes.
+pub type AllSeen = BTreeMap<LaneKey, Seen>;
 
 /// Reads the cursor of a lane. `None` if it has none yet.
 pub fn cursor(fs: &dyn Fs, dir: &Path, id: u64) -> io::Result<Option<Cursor>> {
@@ -32,21 +37,27 @@ pub fn cursor(fs: &dyn Fs, dir: &Path, id: u64) -> io::Result<Option<Cursor>> {
     Ok(cursor.filter(|cursor| cursor.lane == id))
 }
 
-/// Reads the totals of a lane with this cursor. `lanes` are the lanes whose folders exist.
+/// What is needed to read the totals of a lane, beside its own files.
+pub struct Reading<'a> {
+    pub upstreams: &'a [String],
+    /// The lanes whose folders exist.
+    pub lanes: &'a [u64],
+    pub book: &'a Book,
+    pub seen: &'a AllSeen,
+}
+
+/// Reads the totals of a lane with this cursor.
 pub fn totals(
     fs: &dyn Fs,
     dir: &Path,
     cursor: &Cursor,
-    upstreams: &[String],
-    lanes: &[u64],
-    book: &Book,
+    reading: &Reading<'_>,
 ) -> io::Result<Living> {
+    let &Reading { upstreams, lanes, book, seen } = reading;
     let key = (cursor.lane, cursor.salt);
     let is_folded = |key: LaneKey| cursor.absorbed.contains(&key) || !lanes.contains(&key.0);
-    let counted = metering::contents::read(fs, dir, key, is_folded, book)?;
-    let since_ms = counted.as_ref().and_then(|counted| counted.since_ms).unwrap_or(0);
-    let contents = counted.map(|counted| counted.contents).unwrap_or_default();
-    let counted_to = contents.marks.as_ref().map_or(0, |marks| marks.counted_to);
+    let (portals, seen) = follow(fs, dir, key, &is_folded, book, seen.get(&key))?;
+    let counted_to = seen.as_ref().map_or(0, |seen| seen.counted_to);
     let end = match cursor.end {
         // The cursor counts foreign records up to its own end only.
         Some(end) if cursor.routed => end,
@@ -61,5 +72,5 @@ pub fn totals(
         }
     };
     let counts = upstreams.iter().map(of).collect();
-    Ok(Living { key, counts, portals: contents.counts, since_ms })
+    Ok(Living { key, counts, portals, seen })
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::count_foreign;
-use super::living::{self, Living};
+use super::living::{self, Living, Reading};
 use super::positions::{restore_foreign, restore_positions, resume_marks};
 use super::quarantine::Quarantine;
 use crate::spool::faults::Loss;
@@ -121,12 +121,10 @@ pub enum Adoption {
 
 /// The inputs for taking over a lane.
 pub struct AdoptionInputs<'a> {
-    pub upstreams: &'a [String],
     pub routing: &'a Routing,
     pub quarantine: &'a Quarantine,
-    pub book: &'a Book,
-    /// The lanes whose folders exist.
-    pub lanes: &'a [u64],
+    /// What is needed for a lane whose process lives as well.
+    pub reading: &'a Reading<'a>,
 }
 
 /// Takes over a lane if its process has ended. With `around`, sectors that the device refuses to
@@ -159,7 +157,8 @@ fn take_over(
     lock: Arc<dyn File>,
     with: &AdoptionInputs<'_>,
 ) -> io::Result<Lane> {
-    let &AdoptionInputs { upstreams, routing, quarantine, book, lanes } = with;
+    let &AdoptionInputs { routing, quarantine, reading: common } = with;
+    let &Reading { upstreams, book, lanes, .. } = common;
     let file = reading.open(&dir.join(CURSOR), Open::Ensure)?;
     // The newer slot may be in the page cache only. It must be durable before the older one is
     // written.
@@ -222,8 +221,7 @@ fn take_over(
 fn living_lane(fs: &dyn Fs, dir: &Path, id: u64, with: &AdoptionInputs<'_>) -> Adoption {
     match living::cursor(fs, dir, id) {
         Ok(Some(cursor)) => Adoption::Living {
-            totals: living::totals(fs, dir, &cursor, with.upstreams, with.lanes, with.book)
-                .map(Some),
+            totals: living::totals(fs, dir, &cursor, with.reading).map(Some),
             absorbed: cursor.absorbed,
         },
         other => Adoption::Living { absorbed: Vec::new(), totals: other.map(|_| None) },

@@ -74,12 +74,13 @@ impl File for SimFile {
         if let Some(fault) = self.fs.alive()?.fails(Op::Read) {
             return Err(io::Error::from_raw_os_error(fault.errno));
         }
-        self.with(|inode| {
-            let from = (offset as usize).min(inode.seen.len());
-            let bytes = buf.len().min(inode.seen.len() - from);
-            buf[..bytes].copy_from_slice(&inode.seen[from..from + bytes]);
-            bytes
-        })
+        let mut disk = self.fs.alive()?;
+        let seen = &disk.inodes.get(&self.inode).ok_or_else(absent)?.seen;
+        let from = (offset as usize).min(seen.len());
+        let bytes = buf.len().min(seen.len() - from);
+        buf[..bytes].copy_from_slice(&seen[from..from + bytes]);
+        disk.bytes_read += bytes as u64;
+        Ok(bytes)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {

@@ -108,6 +108,7 @@ struct Disk {
     syncs_ended: u64,
     /// Unsynced sectors that losses of power have dropped.
     dropped: u64,
+    bytes_read: u64,
     pub calls: Calls,
 }
 
@@ -141,6 +142,7 @@ impl SimFs {
             syncs_begun: 0,
             syncs_ended: 0,
             dropped: 0,
+            bytes_read: 0,
             calls: Calls::default(),
         };
         SimFs { disk: Arc::new(Mutex::new(disk)), life: 0 }
@@ -222,6 +224,11 @@ impl SimFs {
         for id in ids {
             disk.tear(id);
         }
+    }
+
+    /// The bytes that were read from files.
+    pub fn bytes_read(&self) -> u64 {
+        self.locked().bytes_read
     }
 
     /// How many syncs of segments have begun.
