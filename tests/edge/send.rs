@@ -416,6 +416,23 @@ fn a_forgotten_upstream_is_sent_to_anew() {
 }
 
 #[test]
+fn files_that_begin_with_the_same_event_do_not_forget_each_other() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let place = Place::of(&backend, 2);
+    let all = lines(8);
+    let first = place.file("first.ndjson", &all[..4]);
+    let other = place.file("other.ndjson", &[&all[..1], &all[4..]].concat());
+    assert_eq!(place.send(&[], &[&first]).1, said(4, 0, 0, 0, 0));
+    assert_eq!(place.send(&[], &[&other]).1, said(4, 0, 0, 1, 0));
+    for _ in 0..2 {
+        assert_eq!(place.send(&["--dry-run"], &[&first]).0, 0);
+        assert_eq!(place.send(&[], &[&first]).1, said(0, 0, 0, 4, 0));
+        assert_eq!(place.send(&[], &[&other]).1, said(0, 0, 0, 5, 0));
+    }
+    assert_eq!(arrived(&backend), (0..8).collect::<Vec<_>>());
+}
+
+#[test]
 fn it_reads_standard_input_and_keeps_the_pace() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let place = Place::of(&backend, 500);

@@ -164,16 +164,16 @@ impl<'a, R: BufRead> Input<'a, R> {
     }
 
     /// Makes sure that there is room to note that the events of these lines have ended.
-    pub fn reserve(&self, lines: &[Line]) -> Result<(), BackfillError> {
-        match &self.progress {
+    pub fn reserve(&mut self, lines: &[Line]) -> Result<(), BackfillError> {
+        match &mut self.progress {
             Some(progress) => progress.reserve(lines).map_err(BackfillError::Room),
             None => Ok(()),
         }
     }
 
     /// Notes durably that the events of these lines have ended.
-    pub fn mark(&self, lines: &[Line]) -> Result<(), BackfillError> {
-        match &self.progress {
+    pub fn mark(&mut self, lines: &[Line]) -> Result<(), BackfillError> {
+        match &mut self.progress {
             Some(progress) => progress.mark(lines).map_err(BackfillError::Progress),
             None => Ok(()),
         }

@@ -2,14 +2,15 @@
 //!
 //! There is one progress file for each upstream and file of events:
 //! `<sent_dir>/<upstream>/<id of the first event>`. A file of events is known by the id of its
-//! first event, so that it may be moved, compressed, appended to, or come through a pipe.
+//! first event, so that it may be moved, compressed, appended to, or come through a pipe. Files
+//! that begin with the same event share a progress file, and a line for which it holds another
+//! event is noted in a further one: `<id of the first event>.1`, `.2` and so on.
 //!
 //! A progress file has a slot of eight bytes for each line of events. The slot of line `n` is at
 //! byte `8 × (n − 1)`. It is zero until the upstream has acknowledged the event in that line, or
 //! has refused it for good; from then on it holds the last eight bytes of the event's id, which are
-//! random and never zero in a UUIDv7. A slot counts only for the event whose id it holds, so
-//! another file that begins with the same event, or a slot torn by a crash, can lead to a repeated
-//! delivery and never to a lost event.
+//! random and never zero in a UUIDv7. A slot counts only for the event whose id it holds, so one
+//! that was torn by a crash leads to a repeated delivery and never to a lost event.
 //!
 //! The slots of a batch are written as zeros before its events are sent. So a full disk ends the
 //! command before it sends what it could not note.
@@ -17,7 +18,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -69,6 +70,15 @@ pub struct Line {
 /// The progress of one file at one upstream.
 #[derive(Debug)]
 pub struct Progress {
+    dir: PathBuf,
+    first: [u8; 16],
+    /// The progress files. The first one is locked while events are sent.
+    all: Vec<Slots>,
+}
+
+/// The slots of one progress file.
+#[derive(Debug)]
+struct Slots {
     file: File,
     window: Vec<u8>,
     /// The offset in the file at which the window begins, in bytes.
@@ -90,39 +100,107 @@ impl Progress {
     /// Opens the progress of the file that begins with the event `first`, for this process alone.
     /// `None` while another process has it.
     pub fn open(sent: &Path, upstream: &str, first: [u8; 16]) -> io::Result<Option<Progress>> {
-        let dir = sent.join(upstream);
-        fs::create_dir_all(&dir)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-        let file = options.open(dir.join(name(first)))?;
+        let mut progress = Progress { dir: sent.join(upstream), first, all: Vec::new() };
+        fs::create_dir_all(&progress.dir)?;
+        let file = progress.make()?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(e),
         }
         // Without this, a power loss could remove the new file with all that is noted in it.
-        for dir in [&dir, sent] {
+        for dir in [&progress.dir, sent] {
             File::open(dir)?.sync_all()?;
         }
-        Ok(Some(Progress::of(file)))
+        progress.all.push(Slots::of(file));
+        progress.open_existing(OpenOptions::new().read(true).write(true))?;
+        Ok(Some(progress))
     }
 
     /// Opens the progress for reading. `None`: nothing was sent yet.
     pub fn look(sent: &Path, upstream: &str, first: [u8; 16]) -> io::Result<Option<Progress>> {
-        match File::open(sent.join(upstream).join(name(first))) {
-            Ok(file) => Ok(Some(Progress::of(file))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
+        let mut progress = Progress { dir: sent.join(upstream), first, all: Vec::new() };
+        progress.open_existing(OpenOptions::new().read(true))?;
+        Ok((!progress.all.is_empty()).then_some(progress))
     }
 
-    fn of(file: File) -> Progress {
-        Progress { file, window: Vec::new(), window_start: 0 }
+    /// The path of the next progress file.
+    fn next_path(&self) -> PathBuf {
+        let name = Uuid::from_bytes(self.first).to_string();
+        self.dir.join(match self.all.len() {
+            0 => name,
+            number => format!("{name}.{number}"),
+        })
+    }
+
+    /// Makes the next progress file.
+    fn make(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+        options.open(self.next_path())
+    }
+
+    /// Opens the next progress files, as many as there are.
+    fn open_existing(&mut self, options: &OpenOptions) -> io::Result<()> {
+        loop {
+            match options.open(self.next_path()) {
+                Ok(file) => self.all.push(Slots::of(file)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// Whether the event of this line has ended. Lines are asked about in rising order, and before
     /// they are marked.
     pub fn holds(&mut self, line: &Line) -> io::Result<bool> {
+        for slots in &mut self.all {
+            if slots.holds(line)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes sure that these lines can be marked later: their slots are on the disk, as zeros.
+    pub fn reserve(&mut self, lines: &[Line]) -> io::Result<()> {
+        self.write(lines, |_| [0; SLOT_BYTES])
+    }
+
+    /// Notes durably that the events of these lines have ended.
+    pub fn mark(&mut self, lines: &[Line]) -> io::Result<()> {
+        self.write(lines, Line::slot)
+    }
+
+    /// Writes the slot of each line into the first file in which it belongs to no other event.
+    fn write(
+        &mut self,
+        lines: &[Line],
+        slot: impl Fn(&Line) -> [u8; SLOT_BYTES],
+    ) -> io::Result<()> {
+        let mut lines = lines.to_vec();
+        lines.sort_unstable_by_key(|line| line.number);
+        let mut number = 0;
+        while !lines.is_empty() {
+            if number == self.all.len() {
+                self.all.push(Slots::of(self.make()?));
+                File::open(&self.dir)?.sync_all()?;
+            }
+            let slots = &self.all[number];
+            let (own, others) = slots.sort(lines)?;
+            slots.write(&own, &slot)?;
+            (lines, number) = (others, number + 1);
+        }
+        Ok(())
+    }
+}
+
+impl Slots {
+    fn of(file: File) -> Slots {
+        Slots { file, window: Vec::new(), window_start: 0 }
+    }
+
+    fn holds(&mut self, line: &Line) -> io::Result<bool> {
         let offset = line.offset();
         if !self.window_holds(offset) {
             self.window.resize(WINDOW_BYTES, 0);
@@ -141,29 +219,28 @@ impl Progress {
         (self.window_start..end).contains(&offset)
     }
 
-    /// Makes sure that these lines can be marked later: their slots are on the disk, as zeros.
-    pub fn reserve(&self, lines: &[Line]) -> io::Result<()> {
-        self.write(lines, |_| [0; SLOT_BYTES])
+    /// The lines whose slots are free or hold their events, and those whose slots hold others.
+    fn sort(&self, lines: Vec<Line>) -> io::Result<(Vec<Line>, Vec<Line>)> {
+        let (mut own, mut others) = (Vec::new(), Vec::new());
+        for line in lines {
+            let mut slot = [0; SLOT_BYTES];
+            read_up_to(&self.file, &mut slot, line.offset())?;
+            match slot == [0; SLOT_BYTES] || slot == line.slot() {
+                true => own.push(line),
+                false => others.push(line),
+            }
+        }
+        Ok((own, others))
     }
 
-    /// Notes durably that the events of these lines have ended.
-    pub fn mark(&self, lines: &[Line]) -> io::Result<()> {
-        self.write(lines, Line::slot)
-    }
-
+    /// Writes the slots of these lines, which are in rising order, and makes them durable.
     fn write(&self, lines: &[Line], slot: impl Fn(&Line) -> [u8; SLOT_BYTES]) -> io::Result<()> {
-        let mut lines = lines.to_vec();
-        lines.sort_unstable_by_key(|line| line.number);
         for run in lines.chunk_by(|a, b| a.number + 1 == b.number) {
             let slots: Vec<u8> = run.iter().flat_map(&slot).collect();
             self.file.write_all_at(&slots, run[0].offset())?;
         }
         self.file.sync_data()
     }
-}
-
-fn name(first: [u8; 16]) -> String {
-    Uuid::from_bytes(first).to_string()
 }
 
 /// Fills the buffer from `offset`, as far as the file goes. Returns how many bytes it holds.
@@ -211,7 +288,16 @@ mod tests {
             assert!(!progress.holds(&line(20_001)).unwrap());
         }
         let mut progress = open().unwrap();
-        assert!(!progress.holds(&line(1)).unwrap(), "another event in the same line");
+        let other = line(1);
+        assert!(!progress.holds(&other).unwrap(), "another event in the same line");
+        progress.reserve(&[other, line(20_001)]).unwrap();
+        progress.mark(&[other]).unwrap();
+        drop(progress);
+        for mut progress in
+            [open().unwrap(), Progress::look(dir.path(), "a", [7; 16]).unwrap().unwrap()]
+        {
+            assert!(progress.holds(&other).unwrap() && progress.holds(&lines[0]).unwrap());
+        }
         assert!(Progress::look(dir.path(), "b", [7; 16]).unwrap().is_none());
     }
 }

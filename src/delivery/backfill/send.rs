@@ -73,7 +73,7 @@ pub struct Totals {
 
 /// Notes how the events of one file end.
 struct FileNotes<'a, 'i, R> {
-    input: &'a Input<'i, R>,
+    input: &'a mut Input<'i, R>,
     dead: &'a DeadLetters,
     totals: &'a mut Totals,
 }
@@ -127,7 +127,7 @@ impl<'a> Backfill<'a> {
             }
             self.wait_for_turn(batch.len()).await;
             let (dead, totals) = (&self.dead, &mut self.totals);
-            let mut notes = FileNotes { input: &input, dead, totals };
+            let mut notes = FileNotes { input: &mut input, dead, totals };
             self.resender.deliver(batch, &mut notes).await?;
             progress(input.bytes);
         }
