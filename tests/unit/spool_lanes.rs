@@ -12,6 +12,7 @@ use pixelgate::internals::spool::{
     Ack, Config, Durability, Env, OpenError, Overloaded, RECORD_BYTES_MAX, RUNS_MAX, Reader,
     RecordId, Spool, UPSTREAMS_MAX,
 };
+use pixelgate::internals::telemetry::faults::Faults;
 
 fn lanes(fs: &SimFs) -> Vec<String> {
     let entries = fs.list(Path::new("/spool")).expect("readable");
@@ -172,6 +173,31 @@ fn an_upstream_that_lags_holds_back_the_disk_and_nobody_else() {
     let segments = fs.files().iter().filter(|p| p.extension() == Some("seg".as_ref())).count();
     assert_eq!(segments, 1, "all but the open one are trimmed");
     assert_eq!(spool.status().bytes, 0);
+}
+
+#[test]
+fn what_waits_for_an_upstream_that_was_added_just_before_a_kill_is_named() {
+    for files_max in [usize::MAX, 1] {
+        let fs = SimFs::new(1);
+        for _ in 0..3 {
+            let spool = open(&fs, &config(), &["up"]);
+            append_all(&spool, &["a"]);
+            close(&spool);
+        }
+        let killed = fs.process();
+        let env = Env { fs: Arc::new(killed.clone()), lane_files_max: files_max, ..Env::system() };
+        let names = ["up", "added"].map(str::to_owned);
+        let spool = Spool::open(&config(), &names, env).expect("opens");
+        assert_eq!(of(&spool, "added").pending, 3);
+        fs.kill(&killed);
+        drop(spool);
+        let faults = Faults::unregistered();
+        let env = Env { fs: Arc::new(fs.clone()), faults: faults.clone(), ..Env::system() };
+        let spool = Spool::open(&config(), &["up".to_owned()], env).expect("opens");
+        let found: Vec<_> = faults.list().into_iter().map(|fault| fault.text).collect();
+        assert_eq!(found, ["3 events wait for upstream added, which is not configured"]);
+        assert_eq!(of(&spool, "up").pending, 3);
+    }
 }
 
 #[test]

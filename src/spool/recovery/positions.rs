@@ -8,6 +8,12 @@ use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::routing::Routing;
 use crate::spool::segment_index::SegmentIndex;
 
+/// Whether the cursor does not name each of these upstreams.
+pub(super) fn has_new(cursor: Option<&Cursor>, upstreams: &[String]) -> bool {
+    let known = cursor.map_or(&[][..], |cursor| &cursor.positions);
+    upstreams.iter().any(|name| known.iter().all(|position| position.name != *name))
+}
+
 /// The newer one of a position and the lane's counts by portal. The latter are written to disk as
 /// the cursor is, so after a power loss either may be the newer one.
 pub(super) fn resume_marks(

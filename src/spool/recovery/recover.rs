@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::count_foreign;
 use super::living::{self, Living, Reading};
-use super::positions::{restore_foreign, restore_positions, resume_marks};
+use super::positions::{has_new, restore_foreign, restore_positions, resume_marks};
 use super::quarantine::Quarantine;
 use crate::spool::faults::Loss;
 use crate::spool::format::{
@@ -210,10 +210,16 @@ fn take_over(
     );
     let mut state = lane.state();
     (state.routed, state.losses) = (routed, lost_cursor.into_iter().chain(lost_counts).collect());
+    let has_new = has_new(cursor.as_ref(), upstreams);
     let known = cursor.map(|cursor| (cursor.absorbed, cursor.removed));
     (state.absorbed, state.removed) = known.unwrap_or_default();
     state.take_back_totals();
     drop(state);
+    if has_new {
+        // Otherwise the account of the upstream would vanish if the process were killed now and the
+        // upstream removed. After an error, maintenance tries again.
+        _ = lane.save_cursor();
+    }
     Ok(lane)
 }
 
