@@ -8,7 +8,7 @@ use crate::response::answers;
 use crate::spool;
 use crate::upstream::{self, BatchConfig, Kind};
 use std::ffi::OsStr;
-use std::path::{PathBuf, absolute};
+use std::path::{Component, Path, PathBuf, absolute};
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
@@ -127,10 +127,8 @@ impl Config {
 
     /// Checks that no `file` upstream writes into the spool's folder, or into one that the gate
     /// makes there: the gate removes these, and reads what is in them as its own. Paths are
-    /// compared as texts, each made absolute.
+    /// compared as texts, each made absolute and without its `..`.
     fn check_folders(&self) -> Result<(), ConfigError> {
-        // Fails only without a working directory; then no relative path can be opened either.
-        let whole = |dir: &PathBuf| absolute(dir).unwrap_or_else(|_| dir.clone());
         let spool = whole(&self.spool.dir);
         for upstream in self.upstreams() {
             #[allow(irrefutable_let_patterns, reason = "without its features there is one kind")]
@@ -156,4 +154,18 @@ impl Config {
         let path = &self.events.path;
         Guard::new(path).map_err(|e| ConfigError::new("events.path", e.to_string()))
     }
+}
+
+/// The absolute path, without `.` and `..`. Asks no file system, so symbolic links stay.
+fn whole(dir: &Path) -> PathBuf {
+    // Fails only without a working directory; then no relative path can be opened either.
+    let dir = absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let mut whole = PathBuf::new();
+    for part in dir.components() {
+        match part {
+            Component::ParentDir => _ = whole.pop(),
+            part => whole.push(part),
+        }
+    }
+    whole
 }

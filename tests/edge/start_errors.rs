@@ -160,6 +160,8 @@ fn a_file_upstream_and_the_spool_share_no_folder() {
         ("spool", "is a folder of the spool"),
         ("spool/dead", "is a folder of the spool"),
         ("spool/lane-00000001/events", "is a folder of the spool"),
+        ("events/../spool", "is a folder of the spool"),
+        ("spool/events/../dead", "is a folder of the spool"),
     ] {
         let upstream = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{folder}'");
         let config = Setup::default().upstreams(&upstream).write(dir.path());
