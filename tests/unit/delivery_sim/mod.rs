@@ -18,7 +18,9 @@
 //! - a stop cuts off no attempt before its time, and a replay that is cut off leaves exactly the
 //!   letters of what was not delivered.
 //!
-//! At the end every event has ended, those that the upstreams never take as dead letters.
+//! At the end every event has ended, those that the upstreams never take as dead letters. Where an
+//! order is kept and each portal's first event is one of these, nothing shows that the upstream
+//! works, and they wait until it takes them.
 //!
 //! In one seed of eight the upstreams fail only because of events that they never take: those are
 //! dead letters at the end, and no others. Every second seed has no tick, and each seed ends with
@@ -57,7 +59,7 @@ use self::upstream::{Mode, Scripted};
 use crate::spool_sim::SimFs;
 
 /// Seeds that have found a defect.
-const FOUND: &[u64] = &[393];
+const FOUND: &[u64] = &[393, 2355];
 const SEEDS: u64 = 100;
 const STEPS: u64 = 40;
 const BASE_MS: u64 = 1_750_000_000_000;
@@ -342,7 +344,7 @@ impl World {
         for (upstream, dead) in self.upstreams.iter().zip(&self.dead) {
             let refused = (1..=last).filter(|event| upstream.script.refuses(*event));
             let dead = dead.iter().copied().filter(|event| *event <= last);
-            if self.plot.is_sober {
+            if self.plot.is_sober && !upstream.state.lock().is_mended {
                 assert_eq!(dead.collect::<Vec<_>>(), refused.collect::<Vec<_>>());
             }
         }
@@ -403,6 +405,7 @@ impl World {
                 sleep(Duration::from_secs(10)).await;
             }
             self.check_all().await;
+            self.mend_unproven();
         }
         last
     }

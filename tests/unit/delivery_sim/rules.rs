@@ -1,5 +1,6 @@
 //! What must hold after each step of the simulation.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,6 +140,27 @@ impl World {
         let older = self.first_left[at]..event;
         self.upstreams[at].script.in_order
             && older.rev().any(|o| portal_of(o) == portal_of(event) && !self.has_ended(at, o))
+    }
+
+    /// Lets upstreams take everything of which no event that waits shows whether it works: an order
+    /// is kept, it has taken nothing from this process, and the first event of each portal is one
+    /// that it does not take. They wait until it takes them (docs/delivery.md).
+    pub fn mend_unproven(&mut self) {
+        for at in 0..NAMES.len() {
+            let upstream = Arc::clone(&self.upstreams[at]);
+            let took_at = upstream.state.lock().took_at;
+            if !upstream.script.in_order || took_at >= self.process().started {
+                continue;
+            }
+            let mut portals = BTreeSet::new();
+            let left = self.first_left[at]..=self.last();
+            let is_unproven = left
+                .filter(|event| !self.has_ended(at, *event))
+                .all(|event| !portals.insert(portal_of(event)) || upstream.script.is_poison(event));
+            if is_unproven && !portals.is_empty() {
+                upstream.state.lock().mend();
+            }
+        }
     }
 
     /// The counts add up, nothing is lost but what was damaged, and no upstream has seen a rule

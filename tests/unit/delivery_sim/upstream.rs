@@ -33,9 +33,9 @@ pub struct State {
     /// Since when it has taken something at least once in each [`TAKES_WITHIN`].
     takes_since: Instant,
     /// When it last took something.
-    took_at: Instant,
+    pub took_at: Instant,
     /// Whether it takes the events to which it always answered 500.
-    is_mended: bool,
+    pub is_mended: bool,
     /// When the last attempt at each event began.
     pub attempted_at: BTreeMap<u64, Instant>,
     /// When an attempt last began or ended.
