@@ -176,7 +176,7 @@ impl World {
     }
 
     pub fn fail(&mut self, op: Op, after: u32, times: u32, part: u8) {
-        let errno = if part % 2 == 0 { 5 } else { 28 };
+        let errno = if part.is_multiple_of(2) { 5 } else { 28 };
         (self.is_faulty, self.was_faulty) = (true, true);
         self.disk.fault(Fault { op, after, times, errno, part });
     }
