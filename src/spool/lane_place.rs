@@ -53,8 +53,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Whether the file with this identity is not at its path in this lane any more. Where the whole
-    /// lane was moved, its files were moved with it and are not lost.
+    /// Whether the file with this identity is not at its path in this lane any more. Where the lane
+    /// itself was moved, its files were moved with it and are not lost.
     pub fn has_lost(&self, path: &Path, id: FileId) -> bool {
         self.check_path(path, id).is_err() && self.check_place().is_ok()
     }

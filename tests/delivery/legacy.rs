@@ -255,7 +255,7 @@ async fn a_request_that_a_stop_cuts_off_is_unknown() {
         assert!(with_revenue.revenue.is_some());
         rig.accept_event(&with_revenue);
         rig.accept_event(&without);
-        backend.until("both requests to be under way", |b| b.seen().len() >= 2).await;
+        rig.until("old", |_| backend.seen().len() >= 2).await;
         let dir = rig.stop().await;
 
         // What was cut off and has no revenue, or may be repeated, comes again.

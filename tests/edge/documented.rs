@@ -1,4 +1,4 @@
-//! Runs the commands that the documents show, and compares their tables with what the binary prints.
+//! Runs the commands that the documents show, and compares a table with what the binary prints.
 
 use crate::harness::{Setup, command};
 use std::collections::BTreeSet;

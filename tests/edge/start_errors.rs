@@ -284,23 +284,28 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
             all.push(("otlp.endpoint".to_owned(), otlp, proxy(mistake)));
         }
     }
-    for (key, setup, environment) in all {
-        let config = setup.write(dir.path());
-        let text = std::fs::read_to_string(&config).unwrap();
-        let is_set = environment.iter().any(|(name, _)| name.starts_with("PIXELGATE__"));
-        for arguments in [["check"], ["run"]] {
-            let (code, line) = failure(&config, &arguments, &environment);
-            assert_eq!(code, 2, "{arguments:?} with {text}");
-            let (place, reason) = line["pixelgate: ".len()..].split_once(": ").unwrap();
-            assert!(reason.starts_with(&key), "{arguments:?}: {line:?} is not of {key}, {text}");
-            match place.strip_prefix(config.to_str().unwrap()) {
-                Some(number) => assert!(is_line_of(&key, number, &text), "{line} with {text}"),
-                None => assert!(is_set && place == "environment", "{line}"),
-            }
-            assert!(row_of(&line).is_some(), "docs/operating.md does not list {line:?}");
-            let debug = ["Other(", "Os {", "Error(", "\\\""].iter().find(|of| line.contains(**of));
-            assert_eq!(debug, None, "{line}");
+    for case in all {
+        check_refused(dir.path(), case);
+    }
+}
+
+/// Checks that `check` and `run` refuse the configuration, and name the key with its place.
+fn check_refused(dir: &Path, (key, setup, environment): Case<'_>) {
+    let config = setup.write(dir);
+    let text = std::fs::read_to_string(&config).unwrap();
+    let is_set = environment.iter().any(|(name, _)| name.starts_with("PIXELGATE__"));
+    for arguments in [["check"], ["run"]] {
+        let (code, line) = failure(&config, &arguments, &environment);
+        assert_eq!(code, 2, "{arguments:?} with {text}");
+        let (place, reason) = line["pixelgate: ".len()..].split_once(": ").unwrap();
+        assert!(reason.starts_with(&key), "{arguments:?}: {line:?} is not of {key}, {text}");
+        match place.strip_prefix(config.to_str().unwrap()) {
+            Some(number) => assert!(is_line_of(&key, number, &text), "{line} with {text}"),
+            None => assert!(is_set && place == "environment", "{line}"),
         }
+        assert!(row_of(&line).is_some(), "docs/operating.md does not list {line:?}");
+        let debug = ["Other(", "Os {", "Error(", "\\\""].iter().find(|of| line.contains(**of));
+        assert_eq!(debug, None, "{line}");
     }
 }
 

@@ -37,7 +37,7 @@ impl Places {
         file_place(&self.file, line_of(&self.text, &steps))
     }
 
-    /// Returns the place of the key with which a message begins, as in `edge.tls: reason`. Any other
+    /// Returns the place of the key with which a message begins, as in `edge.tls: reason`. Another
     /// message has the file alone.
     pub fn of_message(&self, message: &str) -> String {
         self.of(message.split(": ").next().unwrap_or_default())
