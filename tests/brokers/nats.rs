@@ -1,7 +1,6 @@
 //! The `nats` upstream against a real server that is killed, frozen, filled up and locked.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use crate::authority::{Authority, write};
 use crate::delivery::{Rig, sample};
