@@ -36,7 +36,9 @@
 //! | `http1/body` | finds the end of a body, by the strict grammar |
 //! | `http1/framing` | what a header says about the bytes behind it |
 //! | `http1/trailers` | carries trailers past Pingora, which drops them |
+//! | `http1/trailer_reader` | finds trailers, end and broken chunks of an origin's answers |
 //! | `http1/date` | keeps the `Date` of an origin's answer, which Pingora replaces |
+//! | `http1/reason` | keeps the reason phrase of an origin's answer, which Pingora may drop |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request` | parses a plain `GET`, of which event requests are answered at once |
 //! | `in_force` | the limits and settings of a request, and their replacement by a reload |

@@ -11,7 +11,8 @@
 
 use super::alarm::Alarm;
 use super::exchange::{self, Side};
-use super::http1::trailers::{TrailerReader, TrailerWriter, write};
+use super::http1::trailer_reader::TrailerReader;
+use super::http1::trailers::{TrailerWriter, write};
 use super::origin_timeouts::OriginTimeouts;
 use super::pingora_traits::delegate_traits;
 use super::read_buffer;
@@ -298,6 +299,9 @@ impl AsyncRead for OriginStream {
             // Pingora takes this for a close by the origin, and uses the connection no more.
             return Poll::Ready(Ok(()));
         }
+        if this.response.is_broken() {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         this.wire.send_waiting(cx);
         let Poll::Ready(room) = exchange::poll_room(cx) else {
             // The wait is for the client, not for the origin.
@@ -309,10 +313,16 @@ impl AsyncRead for OriginStream {
         ready!(this.within_limit(read, cx))?;
         let Self { wire, response, .. } = this;
         let bytes = &buf.filled()[before..];
+        let is_end = bytes.is_empty();
         exchange::origin_read(bytes.len());
-        response.read(bytes);
+        let sound = response.read(bytes);
+        if response.is_broken() && sound == 0 {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        // What follows in a broken answer is not passed on: the next read is an error.
+        buf.set_filled(before + sound);
         let answer = match response.has_begun() {
-            _ if bytes.is_empty() || response.is_whole() => Answer::Whole,
+            _ if is_end || response.is_whole() => Answer::Whole,
             true => Answer::Some,
             false => Answer::None,
         };

@@ -7,6 +7,7 @@ mod admin;
 mod answers;
 mod authorities;
 mod bodies;
+mod broken_answers;
 mod clients;
 mod commands;
 mod connections;

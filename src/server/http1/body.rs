@@ -90,10 +90,40 @@ impl Body {
 impl Chunks {
     /// Does what [`Body::take`] does.
     pub fn take(&mut self, bytes: &[u8], trailers: &mut Vec<u8>) -> Result<usize, BodyError> {
+        self.take_by(Self::after, bytes, trailers)
+    }
+
+    /// Does what [`Chunks::take`] does for the answer of an origin: some fill the line of a chunk
+    /// with blanks.
+    pub fn take_of_origin(
+        &mut self,
+        bytes: &[u8],
+        trailers: &mut Vec<u8>,
+    ) -> Result<usize, BodyError> {
+        self.take_by(Self::after_of_origin, bytes, trailers)
+    }
+
+    /// How many bytes of the answer of an origin follow the grammar.
+    pub fn sound_bytes_of_origin(mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len()
+            && let Ok(taken) = self.step(Self::after_of_origin, &bytes[at..])
+        {
+            at += taken;
+        }
+        at
+    }
+
+    fn take_by(
+        &mut self,
+        after: fn(Self, u8) -> Option<Self>,
+        bytes: &[u8],
+        trailers: &mut Vec<u8>,
+    ) -> Result<usize, BodyError> {
         let mut at = 0;
         while at < bytes.len() && *self != Self::End {
             let was_in_line = self.is_in_trailer_line();
-            let taken = self.step(&bytes[at..])?;
+            let taken = self.step(after, &bytes[at..])?;
             if was_in_line || self.is_in_trailer_line() {
                 trailers.extend_from_slice(&bytes[at..at + taken]);
             }
@@ -106,7 +136,7 @@ impl Chunks {
     pub fn before_trailers(mut self, bytes: &[u8]) -> Result<usize, BodyError> {
         let mut at = 0;
         while at < bytes.len() && !self.is_before_trailers() {
-            at += self.step(&bytes[at..])?;
+            at += self.step(Self::after, &bytes[at..])?;
         }
         Ok(at)
     }
@@ -114,6 +144,12 @@ impl Chunks {
     /// Whether the last chunk was read, and no byte behind it.
     pub fn is_before_trailers(&self) -> bool {
         *self == Self::Trailer { bytes: 0 }
+    }
+
+    /// Whether the last chunk was read: all data of the body.
+    pub fn is_behind_last_chunk(&self) -> bool {
+        let is_in_section = matches!(self, Self::Trailer { .. } | Self::LastLf | Self::End);
+        is_in_section || self.is_in_trailer_line()
     }
 
     fn is_in_trailer_line(&self) -> bool {
@@ -124,8 +160,12 @@ impl Chunks {
     }
 
     /// Reads one byte, or at once all data of a chunk that is in `bytes`. Returns the number of
-    /// bytes read. `bytes` must not be empty.
-    fn step(&mut self, bytes: &[u8]) -> Result<usize, BodyError> {
+    /// bytes read. `bytes` must not be empty. `after` gives the state after a byte that is no data.
+    fn step(
+        &mut self,
+        after: fn(Self, u8) -> Option<Self>,
+        bytes: &[u8],
+    ) -> Result<usize, BodyError> {
         if let Self::Data { left } = self {
             let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
             *left -= taken as u64;
@@ -134,8 +174,15 @@ impl Chunks {
             }
             return Ok(taken);
         }
-        *self = self.after(bytes[0]).ok_or(BodyError)?;
+        *self = after(*self, bytes[0]).ok_or(BodyError)?;
         Ok(1)
+    }
+
+    fn after_of_origin(self, byte: u8) -> Option<Self> {
+        match (self, byte) {
+            (Self::Blank { size, .. }, b'\r') => Some(Self::LineEnd { size }),
+            _ => self.after(byte),
+        }
     }
 
     /// The state after one byte that is not data. `None`: the byte may not stand here.

@@ -10,6 +10,7 @@ mod reason;
 mod refusal;
 mod request_stream;
 pub mod target;
+pub mod trailer_reader;
 pub mod trailers;
 
 use super::alarm::{WaitEnd, WaitLimits};

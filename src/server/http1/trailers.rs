@@ -3,13 +3,12 @@
 //!
 //! The stream on one side of Pingora stores the trailers that it reads in the exchange; the stream
 //! on the other side adds them to what Pingora writes, behind the last chunk. Both find their place
-//! by the strict grammar of [`Chunks`]. A message that is not chunked towards its recipient has no
-//! place for them, and loses them.
+//! by the grammar of [chunks](super::body::Chunks). A message that is not chunked towards its
+//! recipient has no place for them, and loses them.
 
-use super::body::Chunks;
 use super::date;
 use super::framing::Framing;
-use super::header_check::{end_of_head, trimmed};
+use super::header_check::trimmed;
 use super::reason;
 use crate::server::exchange::{self, Side};
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,10 +17,6 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
-
-/// The longest header of an answer whose trailers are looked for, in bytes. Pingora takes no longer
-/// one.
-const HEAD_BYTES_MAX: usize = 1 << 20;
 
 /// Fields that may stand in no trailer section, because a recipient that takes trailers for headers
 /// would frame, route, authenticate or decode the message by them (RFC 9110, section 6.5.1).
@@ -104,96 +99,6 @@ pub fn of_response() -> Option<HeaderMap> {
         trailers.try_append(name.ok()?, value.ok()?).ok()?;
     }
     (!trailers.is_empty()).then_some(trailers)
-}
-
-/// Finds the trailers in the answers to one request, and the end of the last one.
-#[derive(Debug, Default)]
-pub struct TrailerReader {
-    framing: Framing,
-    /// Whether the answer has no body whatever its header says: it is that to a `HEAD`.
-    has_no_body: bool,
-    /// The header as far as it was read, if it came in pieces, and how much of it was searched.
-    head: BytesMut,
-    searched: usize,
-    trailers: Vec<u8>,
-}
-
-impl TrailerReader {
-    /// A reader of the answers to the request whose header begins with `head`.
-    pub fn new(head: &[u8]) -> Self {
-        Self { has_no_body: head.starts_with(b"HEAD "), ..Self::default() }
-    }
-
-    /// Whether a byte of the final answer was read, or of one whose status is not known yet.
-    pub fn has_begun(&self) -> bool {
-        !matches!(self.framing, Framing::Header) || !self.head.is_empty()
-    }
-
-    /// Whether the final answer was read to its end.
-    pub fn is_whole(&self) -> bool {
-        matches!(self.framing, Framing::Length(0))
-    }
-
-    /// Reads the next bytes of the connection, and stores the trailers when they are whole.
-    pub fn read(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let taken = match &mut self.framing {
-                Framing::Header => self.read_head(bytes),
-                Framing::Chunks(chunks) => match chunks.take(bytes, &mut self.trailers) {
-                    Ok(taken) if *chunks != Chunks::End => taken,
-                    Ok(taken) => {
-                        if !self.trailers.is_empty() {
-                            store(Side::Response, &self.trailers);
-                        }
-                        self.framing = Framing::Length(0);
-                        taken
-                    }
-                    // Pingora decides whether it takes them.
-                    Err(_) => {
-                        self.framing = Framing::Other;
-                        return;
-                    }
-                },
-                Framing::Length(left) => {
-                    *left = left.saturating_sub(bytes.len() as u64);
-                    return;
-                }
-                Framing::Other => return,
-            };
-            bytes = &bytes[taken..];
-        }
-    }
-
-    /// Reads a header. Returns how many of the bytes belong to it.
-    fn read_head(&mut self, bytes: &[u8]) -> usize {
-        let before = self.head.len();
-        let end = if before == 0 {
-            end_of_head(bytes, &mut self.searched)
-        } else {
-            self.head.extend_from_slice(bytes);
-            end_of_head(&self.head, &mut self.searched)
-        };
-        let Some(end) = end else {
-            if before == 0 {
-                self.head.extend_from_slice(bytes);
-            }
-            if self.head.len() > HEAD_BYTES_MAX {
-                (self.framing, self.head) = (Framing::Other, BytesMut::new());
-            }
-            return bytes.len();
-        };
-        let head = if before == 0 { &bytes[..end] } else { &self.head[..end] };
-        self.framing = Framing::of_answer(head, self.has_no_body);
-        if !matches!(self.framing, Framing::Header) {
-            date::store(head);
-            reason::store(head);
-        }
-        if matches!(self.framing, Framing::Chunks(_)) {
-            exchange::response_has_chunks();
-        }
-        (self.head, self.searched) = (BytesMut::new(), 0);
-        end - before
-    }
 }
 
 /// Follows what Pingora writes of one message, and adds its trailers behind the last chunk.
@@ -419,41 +324,6 @@ mod tests {
             })
             .await;
         }
-    }
-
-    /// The trailers in these bytes of an origin, read in two pieces.
-    fn read(request: &[u8], bytes: &[u8], cut: usize) -> Bytes {
-        exchange::store_trailers(Side::Response, Bytes::new());
-        let mut reader = TrailerReader::new(request);
-        reader.read(&bytes[..cut]);
-        reader.read(&bytes[cut..]);
-        exchange::trailers(Side::Response)
-    }
-
-    #[tokio::test]
-    async fn trailers_are_read_wherever_an_answer_is_cut() {
-        let hints = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n";
-        let head = "HTTP/1.1 200 OK\r\nX: y\r\nTRANSFER-ENCODING:Chunked \r\n\r\n";
-        let whole =
-            format!("{hints}{head}5;a=b\r\n0\r\n\r\n\r\n00\r\nX-Sum: 1\r\nx-sum:\t2\r\n\r\n");
-        exchange(async {
-            for cut in 0..=whole.len() {
-                assert_eq!(read(b"GET / ", whole.as_bytes(), cut), LINES, "cut at {cut}");
-            }
-            for (request, from, to) in [
-                ("HEAD / ", "", ""),
-                ("GET / ", " 200 OK", " 204 No Content"),
-                ("GET / ", "Chunked", "gzip"),
-                ("GET / ", "5;", "4;"),
-                ("GET / ", "x-sum:", "x-sum :"),
-                ("GET / ", "x-sum:\t2\r\n", "x-sum:\t2\n"),
-                ("GET / ", "x-sum:\t2\r\n", "\tx-sum: 2\r\n"),
-            ] {
-                let other = whole.replace(from, to);
-                assert_eq!(read(request.as_bytes(), other.as_bytes(), 20), "", "{from:?} {to:?}");
-            }
-        })
-        .await;
     }
 
     #[test]
