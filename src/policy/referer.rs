@@ -28,8 +28,8 @@ static HOST_CLASS: [u8; 256] = {
     table
 };
 
-/// The scheme, host and port of a referer. `None` if the value is not the URL of a web page or of an
-/// app.
+/// The scheme, host and port of a referer. `None` if the value is not the URL of a web page or of
+/// an app.
 pub(super) fn origin(referer: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if let Some(end) = plain_origin_end(&referer) {
         return Some(cut(referer, end));

@@ -1,7 +1,8 @@
 //! Reads a line of the header `Forwarded` (RFC 7239) from its end to its beginning.
 //!
-//! A proxy appends its element to what the client sent. Read from the end, the elements that proxies
-//! wrote are whole whatever stands before them: a quote that a client left open hides none of them.
+//! A proxy appends its element to what the client sent. Read from the end, the elements that
+//! proxies wrote are whole whatever stands before them: a quote that a client left open hides none
+//! of them.
 
 use std::borrow::Cow;
 

@@ -26,6 +26,7 @@ mod duplex;
 mod embed;
 mod embed_calls;
 mod fidelity;
+mod first_list;
 mod h2;
 mod harness;
 mod hidden;

@@ -469,31 +469,6 @@ fn without_a_first_load_every_event_is_overloaded() {
 }
 
 #[test]
-fn without_a_first_load_no_list_is_said_to_be_in_force() {
-    let mut server = ListServer::start(100);
-    server.go();
-    for (mode, follows) in [
-        ("enforce", "so every event is rejected as overloaded"),
-        ("dry_run", "so every event is accepted as one that enforce would reject"),
-        ("off", "and every event is accepted because portals.mode is off"),
-    ] {
-        let edge = Edge::start_in(folder(&format!("{}mode = '{mode}'\n", server.source())));
-        edge.wait_log(&format!("portals: no list could be loaded yet, {follows}: http"));
-        let is_unread = |fault: &&Value| fault["what"] == "portals_unread";
-        let mut status = Value::Null;
-        wait_for("the fault", || {
-            status = edge.status();
-            status["faults"].as_array().unwrap().iter().any(|fault| is_unread(&fault))
-        });
-        for text in [edge.log(), status.to_string(), readiness(&edge).1] {
-            for untrue in ["in force", "list in use", "last good"] {
-                assert!(!text.contains(untrue), "{mode}: {text}");
-            }
-        }
-    }
-}
-
-#[test]
 fn a_list_too_old_is_overloaded_until_its_source_is_back() {
     let mut server = ListServer::start(100);
     let edge = Edge::start_in(folder(&format!("{}stale_seconds_max = 2\n", server.source())));

@@ -1,5 +1,5 @@
-//! Keeps the reason phrase of an origin's answer where it holds bytes above ASCII (RFC 9112, section
-//! 4), which Pingora drops.
+//! Keeps the reason phrase of an origin's answer where it holds bytes above ASCII (RFC 9112,
+//! section 4), which Pingora drops.
 //!
 //! The stream of the origin stores status and reason in the exchange, and the stream of the client
 //! writes them in place of Pingora's.
