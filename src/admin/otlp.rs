@@ -6,6 +6,7 @@
 use super::otlp_config::Config;
 use super::sampler::Sampler;
 use super::{portal_totals, status};
+use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
 use crate::telemetry::faults::FaultKind;
 use crate::upstream::client::{self, Client};
@@ -217,7 +218,7 @@ struct Times {
 }
 
 fn now_ns() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default()
+    SystemClock.unix_ms().saturating_mul(1_000_000)
 }
 
 fn resource() -> Resource {

@@ -10,6 +10,7 @@
 use super::history::{History, REASONS, Second};
 use super::readiness;
 use super::snapshot::Snapshot;
+use crate::clock::{Clock, SystemClock};
 use crate::plugin::PixelGate;
 use crate::telemetry::event_samples::{EventSample, SAMPLES_PER_SECOND_MAX};
 use async_trait::async_trait;
@@ -173,7 +174,7 @@ fn second(gate: &PixelGate) -> Second {
     let mut by_reason = [0; REASONS];
     reasons.iter().for_each(|&(reason, count)| by_reason[reason as usize] = count);
     Second {
-        at: jiff::Timestamp::now().as_second().unsigned_abs(),
+        at: SystemClock.unix_ms() / 1000,
         accepted,
         by_reason,
         delivered: spool.upstreams.iter().map(|upstream| upstream.delivered).sum(),
@@ -188,7 +189,7 @@ fn snapshot(gate: &PixelGate, started: Instant, history: &History, portals_max: 
     let routes = gate.delivery().status();
     readiness::note_faults(gate);
     Snapshot {
-        at_ms: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
+        at_ms: SystemClock.unix_ms(),
         uptime: started.elapsed(),
         accepted,
         rejected,

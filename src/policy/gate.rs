@@ -9,7 +9,7 @@
 use super::inspect::{Addition, Inspector};
 use super::portals::{Policy, PortalVerdict, Portals, RateLimited};
 use super::privacy;
-use crate::clock::Clock;
+use crate::clock::{Clock, UNIX_MS_MAX};
 use crate::event;
 use crate::event::{Context, Event, EventId, Reason, Rejection, Route, Rules};
 use crate::request::path::{Guard, Reading};
@@ -260,7 +260,7 @@ impl Gate {
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.
     /// Returns the id.
     pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> EventId {
-        let received_at_ms = self.clock.unix_ms();
+        let received_at_ms = self.clock.unix_ms().min(UNIX_MS_MAX);
         let mut random = [0; 10];
         rand::thread_rng().fill_bytes(&mut random);
         let id = EventId::new(received_at_ms, &random);

@@ -4,10 +4,10 @@
 //! sends the same bytes under the same key. A batch that is split becomes two new batches with new
 //! keys.
 
+use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
 use crate::event::{Record, RecordError};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
@@ -139,9 +139,8 @@ impl BatchOverride {
 
 /// A new UUIDv7 with the present time.
 fn new_id() -> Uuid {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
-    uuid::Builder::from_unix_timestamp_millis(ms, &rand::random()).into_uuid()
+    let now_ms = SystemClock.unix_ms();
+    uuid::Builder::from_unix_timestamp_millis(now_ms, &rand::random()).into_uuid()
 }
 
 impl Batch {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::batch::Batch;
 use super::bot;
+use crate::clock::timestamp;
 use crate::event::{RawRecord, WireWriter};
 
 /// The format of a body.
@@ -73,8 +74,7 @@ pub fn encode(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
 
 /// Writes the CloudEvents envelope up to the value of `data`.
 fn open_envelope(out: &mut Vec<u8>, record: &RawRecord<'_>) -> Option<()> {
-    let time = i64::try_from(record.received_at_ms).ok()?;
-    let time = jiff::Timestamp::from_millisecond(time).ok()?;
+    let time = timestamp(record.received_at_ms);
     write!(
         out,
         "{{\"specversion\":\"1.0\",\"type\":\"pixelgate.event\",\

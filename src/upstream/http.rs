@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 
@@ -22,6 +21,7 @@ use super::outcome::{Failure, Outcome};
 use super::sign::Signer;
 use super::tls::Tls;
 use super::{answer, client};
+use crate::clock::now;
 use crate::env::Secret;
 
 /// Maximum number of configured headers.
@@ -294,7 +294,7 @@ impl Upstream for Http {
             .header("x-batch-events", batch.records().len());
         if let Some(signer) = &self.signer {
             // The time is that of this attempt, because receivers reject an old time as a replay.
-            let seconds = Timestamp::now().as_second();
+            let seconds = now().as_second();
             request = request
                 .header("webhook-id", &id)
                 .header("webhook-timestamp", seconds)
@@ -302,8 +302,7 @@ impl Upstream for Http {
         }
         match request.body(body.bytes).send().await {
             Ok(response) => {
-                let outcome =
-                    answer::outcome(response.status(), response.headers(), Timestamp::now());
+                let outcome = answer::outcome(response.status(), response.headers(), now());
                 client::drain(response).await;
                 outcome
             }

@@ -32,7 +32,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -46,6 +45,7 @@ use super::limits::CONNECTION_SECONDS_DEFAULT;
 use super::outcome::{Failure, Outcome, Part};
 use super::tls::Tls;
 use super::{answer, client};
+use crate::clock::now;
 use crate::env::Secret;
 use crate::event::{PORTAL_MAX, Record, canonical_query};
 
@@ -367,7 +367,7 @@ impl Replayer {
                 let outcome = match status.as_u16() {
                     // A `GET` is too large if its URI (414) or its header (431) is too long.
                     414 | 431 => Outcome::TooLarge(Failure::answered(status.as_u16())),
-                    _ => answer::outcome(status, answer.headers(), Timestamp::now()),
+                    _ => answer::outcome(status, answer.headers(), now()),
                 };
                 client::drain(answer).await;
                 let unknown = matches!(status.as_u16(), 502 | 504);

@@ -199,6 +199,24 @@ fn nothing_is_left_undone() {
     }
 }
 
+/// `clock.rs` keeps each date within the years that have a text; calendar libraries panic at
+/// others.
+#[test]
+fn dates_are_read_by_one_clock() {
+    for source in sources(&["src"]) {
+        let code = source.text.split("#[cfg(test)]").next().unwrap();
+        let code: Vec<&str> = code.lines().filter_map(|line| line.split("//").next()).collect();
+        let reads = |word: &str| code.iter().any(|line| line.contains(word));
+        // A stamp is compared with those of the kernel, and has no text.
+        let is_stamp = source.path.ends_with("file_stamp.rs");
+        for word in ["Timestamp::now", "Zoned::now", "SystemTime::now().duration_since(UNIX_EPOCH)"]
+        {
+            let path = source.path.display();
+            assert!(is_stamp || !reads(word), "{path} reads the date by {word}");
+        }
+    }
+}
+
 #[test]
 fn what_may_panic_says_why() {
     for source in sources(&["src"]) {

@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod edge;
 mod logging;
+mod now;
 // Shared as a file, because the public interface of the library does not offer it.
 #[path = "../../plural.rs"]
 mod plural;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::clock::timestamp;
 use crate::event::Record;
 use crate::upstream;
 use crate::upstream::Failure;
@@ -95,10 +96,8 @@ impl Letter {
         failure: &Failure,
         record: &[u8],
     ) -> Letter {
-        let time = i64::try_from(time_ms).ok();
-        let time = time.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
         Letter {
-            time: format!("{:.3}", time.unwrap_or_default()),
+            time: format!("{:.3}", timestamp(time_ms)),
             upstream: upstream.to_owned(),
             reason,
             detail: failure.what.clone().into_owned(),

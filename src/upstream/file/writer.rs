@@ -16,8 +16,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-
+use crate::clock::{Clock, SystemClock, timestamp};
 use crate::disk_error::is_of_path;
 use crate::file_lock;
 
@@ -44,7 +43,7 @@ pub struct Writer {
     open: Option<Open>,
     /// The time in the last file name, in milliseconds since 1970, so that names sort even if the
     /// clock goes back.
-    last_ms: i64,
+    last_ms: u64,
     /// Whether lines that were appended since the last [`Writer::sync`] may be missing on disk.
     lost: bool,
 }
@@ -176,12 +175,10 @@ impl Writer {
 
     fn create(&mut self) -> io::Result<Open> {
         let _lock = self.prepare()?;
-        let now = Timestamp::now().as_millisecond();
-        self.last_ms = now.max(self.last_ms + 1);
-        let time = Timestamp::from_millisecond(self.last_ms).map_err(io::Error::other)?;
+        self.last_ms = SystemClock.unix_ms().max(self.last_ms + 1);
         let name = format!(
             "{}-{:08x}.ndjson{PART}",
-            time.strftime("%Y%m%dT%H%M%S%.3fZ"),
+            timestamp(self.last_ms).strftime("%Y%m%dT%H%M%S%.3fZ"),
             rand::random::<u32>(),
         );
         let part = self.dir.join(name);

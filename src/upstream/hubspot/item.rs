@@ -1,9 +1,9 @@
 //! One translated event of a batch, as `contacts.rs` merges it and `send.rs` sends it.
 
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::translate::Translation;
+use crate::clock::timestamp;
 
 /// One translated event.
 #[derive(Debug)]
@@ -27,8 +27,7 @@ impl Item {
         received_at_ms: u64,
         translation: Translation<'static>,
     ) -> Item {
-        let time = i64::try_from(received_at_ms).ok();
-        let time = time.and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or_default();
+        let time = timestamp(received_at_ms);
         let uuid = Uuid::from_bytes(id).to_string();
         Item { place, uuid, occurred_at: format!("{time:.3}"), translation }
     }

@@ -17,7 +17,6 @@
 use std::collections::HashSet;
 
 use http::header::{self, HeaderValue};
-use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use url::Url;
@@ -26,6 +25,7 @@ use super::answers::{self, BODY_BYTES_MAX};
 use super::contacts;
 use super::item::Item;
 use super::translate::EventInput;
+use crate::clock::now;
 use crate::upstream::client;
 use crate::upstream::client::Client;
 use crate::upstream::outcome::{Failure, Outcome, Part};
@@ -212,7 +212,7 @@ impl Sender {
         match request.send().await {
             Ok(response) => {
                 let (status, headers) = (response.status(), response.headers());
-                let outcome = answers::outcome(status, headers, Timestamp::now());
+                let outcome = answers::outcome(status, headers, now());
                 let status = status.as_u16();
                 let is_body_of_use = matches!(status, 207 | 400..=499);
                 let body = match is_body_of_use {

@@ -11,7 +11,7 @@
 use super::buffer::Buffer;
 use super::config::Config;
 use super::line;
-use jiff::Timestamp;
+use crate::now::now;
 use log::{error, info, warn};
 use pixelgate::PixelGate;
 use pixelgate::custom::{AccessLog, AccessRecord, FaultKind, Faults};
@@ -148,7 +148,7 @@ impl Opened {
             }
             LINE.with_borrow_mut(|line| {
                 line.clear();
-                line::write(format, record, Timestamp::now(), line);
+                line::write(format, record, now(), line);
                 into.0.push(line);
             });
         });

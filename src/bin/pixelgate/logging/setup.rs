@@ -3,6 +3,7 @@
 use super::config::{Config, Format};
 use super::dedup::Dedup;
 use super::throttle::Throttle;
+use crate::now::now;
 use arc_swap::ArcSwap;
 use env_logger::fmt::Formatter;
 use log::kv::{self, Key, Value, VisitSource};
@@ -107,7 +108,7 @@ fn write_json(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     // `Fields` takes every pair.
     let _ = record.key_values().visit(&mut fields);
     let line = Line {
-        time: format!("{:.3}", jiff::Timestamp::now()),
+        time: format!("{:.3}", now()),
         level: record.level().as_str().to_ascii_lowercase(),
         target: record.target(),
         message: record.args().to_string(),
