@@ -158,3 +158,24 @@ async fn a_repeat_that_is_answered_with_an_error_counts_once_and_is_a_dead_lette
     assert_eq!(hubspot.state().repeats, 1);
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn an_answer_that_says_who_was_refused_and_breaks_off_is_asked_for_again() {
+    for is_contacts in [true, false] {
+        let hubspot = Hubspot::failing(move |call| {
+            match call.is_contacts == is_contacts && call.before < 2 {
+                true => Fault::CutAnswer,
+                false => Fault::None,
+            }
+        })
+        .await;
+        let mut rig = Rig::start(&config(&hubspot, ""));
+        rig.accept_event(&event(Some("a@b.example"), None));
+        rig.settled("crm").await;
+        assert_eq!(rig.counts("crm").dead, 0, "{:?}", rig.dead("crm"));
+        let error = rig.status("crm").last_error;
+        assert_eq!(error.as_deref(), Some("answered 207 with a body that cannot be read"));
+        assert_eq!(hubspot.state().occurrences.len(), 1);
+        rig.stop().await;
+    }
+}

@@ -55,6 +55,8 @@ pub enum Act {
     HalfHead,
     /// Takes it, answers 200, and closes in the middle of the answer's body.
     HalfBody,
+    /// The same with this status.
+    CutBody(u16),
     /// Takes it and answers 200 with a body that never ends.
     EndlessBody,
     /// Takes it after this long and answers 200.
@@ -272,8 +274,11 @@ async fn act(
         }
         Act::HalfBody => {
             take();
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
-            return Ok(false);
+            return cut_body(stream, 200).await;
+        }
+        Act::CutBody(status) => {
+            take();
+            return cut_body(stream, status).await;
         }
         Act::EndlessBody => {
             take();
@@ -304,6 +309,13 @@ async fn answer(
     headers: &[(&'static str, String)],
 ) -> io::Result<()> {
     say(stream, status, headers, "ok").await
+}
+
+/// Answers with this status and a part of a body. Returns that the connection ends.
+async fn cut_body(stream: &mut TcpStream, status: u16) -> io::Result<bool> {
+    let answer = format!("HTTP/1.1 {status} Cut\r\nContent-Length: 100\r\n\r\nhalf");
+    stream.write_all(answer.as_bytes()).await?;
+    Ok(false)
 }
 
 async fn say(

@@ -41,6 +41,8 @@ pub enum Fault {
     LoseAnswer,
     /// It takes the request, and says that it failed.
     TakeAndFail(u16),
+    /// It takes the request, and the body of its answer, a `207`, breaks off.
+    CutAnswer,
 }
 
 /// A request that is about to be judged.
@@ -269,6 +271,7 @@ impl State {
         };
         match fault {
             Fault::LoseAnswer => Act::ResetAfterBody,
+            Fault::CutAnswer => Act::CutBody(207),
             Fault::TakeAndFail(status) => Act::Say(status, Vec::new(), String::new()),
             Fault::None | Fault::Refuse(..) => answer,
         }

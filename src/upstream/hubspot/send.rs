@@ -222,6 +222,11 @@ impl Sender {
                         None
                     }
                 };
+                if status == 207 && body.is_none() {
+                    // Only the body says which inputs were refused.
+                    let what = "answered 207 with a body that cannot be read";
+                    return Answer { outcome: Outcome::Retry(Failure::new(what)), status: 0, body };
+                }
                 Answer { outcome, status, body }
             }
             Err(error) => {
