@@ -28,6 +28,7 @@ impl DeliveryWorker {
     /// writes to the dead letters what has ended, and puts the rest back into the schedule.
     pub(super) fn conclude(&mut self, attempt: Attempt) {
         let now = Instant::now();
+        self.ended_at = now;
         let Attempt { mut work, outcome, pass, permit } = attempt;
         self.monitor.count_attempt(outcome.label());
         let Some(batch) = work.parts.pop_front() else { return };

@@ -111,6 +111,13 @@ impl Health {
         inner.last_error = Some(error.to_owned());
     }
 
+    /// Nothing was taken since `since`, for a reason that is no failed attempt.
+    pub fn hangs(&self, since: Instant, why: String) {
+        let mut inner = self.inner.lock();
+        inner.trouble.get_or_insert(since);
+        inner.last_error = Some(why);
+    }
+
     /// A part of this process, such as the disk, fails because of `error`.
     pub fn failed_here(&self, error: &str) {
         self.inner.lock().last_error = Some(error.to_owned());

@@ -13,6 +13,8 @@ pub struct Limiter {
     /// The number of decreases. An attempt that began before the last decrease does not decrease
     /// the limit again.
     decreases: u64,
+    /// The number of calls of [`Limiter::renew`].
+    renewals: u64,
 }
 
 /// The permit of one attempt. The caller returns it when the attempt has ended, to
@@ -21,18 +23,26 @@ pub struct Limiter {
 #[must_use]
 pub struct Permit {
     decreases: u64,
+    renewals: u64,
 }
 
 impl Limiter {
     /// A limiter that never allows more than `max` (at least 1) attempts at once.
     pub fn new(max: usize) -> Limiter {
-        Limiter { max: max.max(1), limit: 1.0, in_flight: 0, decreases: 0 }
+        Limiter { max: max.max(1), limit: 1.0, in_flight: 0, decreases: 0, renewals: 0 }
     }
 
     /// Allows at most `max` (at least 1) attempts at once from now on. Attempts under way go on.
     pub fn set_max(&mut self, max: usize) {
         self.max = max.max(1);
         self.limit = self.limit.min(self.max as f64);
+    }
+
+    /// Begins anew, because the attempts go elsewhere from now on. Attempts under way go on and no
+    /// longer count: one that hangs must not keep the next one waiting.
+    pub fn renew(&mut self) {
+        (self.limit, self.in_flight) = (1.0, 0);
+        self.renewals += 1;
     }
 
     /// Whether another attempt may begin.
@@ -43,14 +53,14 @@ impl Limiter {
     /// Takes a permit. [`Limiter::has_room`] has just said that there is one.
     pub fn take(&mut self) -> Permit {
         self.in_flight += 1;
-        Permit { decreases: self.decreases }
+        Permit { decreases: self.decreases, renewals: self.renewals }
     }
 
     /// The attempt succeeded.
     pub fn grow(&mut self, permit: Permit) {
         // The limit grows only while it is used up. If it grew while there is little to send, it
         // would be too high when there is much.
-        if !self.has_room() {
+        if !self.has_room() && permit.renewals == self.renewals {
             self.limit = (self.limit + 1.0 / self.limit).min(self.max as f64);
         }
         self.give_back(permit);
@@ -58,7 +68,8 @@ impl Limiter {
 
     /// The attempt met backpressure.
     pub fn shrink(&mut self, permit: Permit) {
-        if permit.decreases == self.decreases {
+        let is_current = permit.renewals == self.renewals;
+        if is_current && permit.decreases == self.decreases {
             self.decreases += 1;
             self.limit = (self.limit / 2.0).max(1.0);
         }
@@ -66,8 +77,10 @@ impl Limiter {
     }
 
     /// The attempt ended and says nothing about the load.
-    pub fn give_back(&mut self, _: Permit) {
-        self.in_flight -= 1;
+    pub fn give_back(&mut self, permit: Permit) {
+        if permit.renewals == self.renewals {
+            self.in_flight -= 1;
+        }
     }
 }
 
@@ -105,6 +118,23 @@ mod tests {
         (0..40).for_each(|_| _ = round(&mut limiter, Limiter::grow));
         let sizes: Vec<_> = (0..5).map(|_| round(&mut limiter, Limiter::shrink)).collect();
         assert_eq!(sizes, [8, 4, 2, 1, 1]);
+    }
+
+    #[test]
+    fn attempts_that_went_elsewhere_do_not_count_after_a_renewal() {
+        let mut limiter = Limiter::new(8);
+        let hanging = [limiter.take(), limiter.take(), limiter.take()];
+        assert!(!limiter.has_room());
+        limiter.renew();
+        let current = limiter.take();
+        assert!(!limiter.has_room());
+        let [first, second, third] = hanging;
+        limiter.give_back(first);
+        limiter.grow(second);
+        limiter.shrink(third);
+        assert!(!limiter.has_room());
+        limiter.grow(current);
+        assert_eq!(round(&mut limiter, Limiter::give_back), 2);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGauge};
+use tokio::time::Instant;
 
 use super::health::{Health, State};
 use super::options::{Options, Route};
@@ -18,7 +20,7 @@ const OUTCOMES: [&str; 7] =
     ["delivered", "retry", "too_large", "rejected", "fault", "dead", "mixed"];
 
 /// An upstream that has taken nothing for this long is a fault, in seconds.
-const STUCK_SECONDS: u64 = 60;
+pub const STUCK_SECONDS: u64 = 60;
 
 /// No moment, in [`Monitor::unreadable_ms`].
 const NEVER: u64 = u64::MAX;
@@ -50,6 +52,8 @@ pub struct Monitor {
     acknowledger: Acknowledger,
     /// Since when events cannot be read from the spool, in milliseconds since 1970.
     unreadable_ms: AtomicU64,
+    /// When the worker ran last.
+    ticked_at: Mutex<Instant>,
 }
 
 impl Monitor {
@@ -71,6 +75,7 @@ impl Monitor {
             faults: options.faults.clone(),
             acknowledger: route.reader.acknowledger(),
             unreadable_ms: AtomicU64::new(NEVER),
+            ticked_at: Mutex::new(Instant::now()),
         }
     }
 
@@ -89,6 +94,7 @@ impl Monitor {
     }
 
     pub fn status(&self) -> Status {
+        self.note_hanging();
         let (state, last_error) = self.health.read();
         let labels = |outcome| [self.name.as_str(), outcome];
         let count = |outcome| (outcome, self.batches.with_label_values(&labels(outcome)).get());
@@ -123,8 +129,7 @@ impl Monitor {
     /// although the upstream may take them.
     pub fn note_faults(&self, bound: Option<Bound>) {
         let name = &self.name;
-        let (state, last_error) = self.health.read();
-        let error = last_error.unwrap_or_default();
+        let error = self.health.read().1.unwrap_or_default();
         let poison = self.tracker.troubles().poison_events;
         self.note(
             FaultKind::Poison,
@@ -136,14 +141,7 @@ impl Monitor {
             "Look at what the upstream logs about these events. Their batch is tried again and \
              halved, and an event that fails alone attempts_max times becomes a dead letter.",
         );
-        let waits = state != State::Ok && state != State::Stopped;
-        let stuck = self.health.trouble_seconds().filter(|s| waits && *s >= STUCK_SECONDS);
-        self.note(
-            FaultKind::UpstreamStuck,
-            stuck.is_some(),
-            || format!("Upstream {name} has taken nothing for {} s: {error}.", stuck.unwrap_or(0)),
-            "Repair the upstream. Its events wait on disk, and delivery goes on by itself.",
-        );
+        self.note_stuck();
         self.note(
             FaultKind::RunAheadBound,
             bound.is_some(),
@@ -162,6 +160,40 @@ impl Monitor {
         );
     }
 
+    fn note_stuck(&self) {
+        let (state, last_error) = self.health.read();
+        let waits = state != State::Ok && state != State::Stopped;
+        let stuck = self.health.trouble_seconds().filter(|s| waits && *s >= STUCK_SECONDS);
+        self.note(
+            FaultKind::UpstreamStuck,
+            stuck.is_some(),
+            || {
+                let (name, error) = (&self.name, last_error.unwrap_or_default());
+                format!("Upstream {name} has taken nothing for {} s: {error}.", stuck.unwrap_or(0))
+            },
+            "Repair the upstream. Its events wait on disk, and delivery goes on by itself.",
+        );
+    }
+
+    /// The worker runs. It calls this every second or so.
+    pub fn ticked(&self) {
+        *self.ticked_at.lock() = Instant::now();
+    }
+
+    /// Says that the upstream takes nothing if the worker has not run for [`STUCK_SECONDS`], because
+    /// its thread hangs in a call of the system, as on a disk that does not answer.
+    fn note_hanging(&self) {
+        let since = *self.ticked_at.lock();
+        let seconds = since.elapsed().as_secs();
+        if seconds < STUCK_SECONDS || self.health.read().0 == State::Stopped {
+            return;
+        }
+        let why = format!("its thread has hung in a call of the system for {seconds} seconds");
+        self.health.hangs(since, why);
+        self.health.set(State::Down);
+        self.note_stuck();
+    }
+
     fn note(&self, kind: FaultKind, lasts: bool, text: impl FnOnce() -> String, advice: &str) {
         match lasts {
             true => self.faults.raise(kind, &self.name, text(), advice),
@@ -175,5 +207,54 @@ impl Monitor {
         for kind in [FaultKind::Poison, FaultKind::UpstreamStuck, FaultKind::RunAheadBound] {
             self.faults.clear(kind, &self.name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::{Config, Env, Spool};
+    use crate::upstream::{Batch, BatchConfig, Outcome, Upstream};
+    use async_trait::async_trait;
+    use std::time::Duration;
+
+    struct Own;
+
+    #[async_trait]
+    impl Upstream for Own {
+        fn kind(&self) -> &'static str {
+            "own"
+        }
+
+        async fn send(&self, _: &Batch) -> Outcome {
+            Outcome::Delivered
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_hangs_is_down_and_a_fault_until_it_runs_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { dir: dir.path().join("spool"), ..Config::default() };
+        let spool = Spool::open(&config, &["a".to_owned()], Env::system()).unwrap();
+        let (upstream, batch) = (Arc::new(Own), BatchConfig::default());
+        let reader = spool.reader("a").unwrap();
+        let route = Route { name: "a".to_owned(), upstream, batch, attempts_max: 0, reader };
+        let options = Options::new(dir.path().join("dead"));
+        let monitor = Monitor::new(&route, &options);
+        tokio::time::advance(Duration::from_secs(STUCK_SECONDS - 1)).await;
+        assert_eq!((monitor.status().state, options.faults.list().len()), (State::Ok, 0));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let status = monitor.status();
+        let why = "its thread has hung in a call of the system for 61 seconds";
+        assert_eq!((status.state, status.last_error.as_deref()), (State::Down, Some(why)));
+        let [fault] = &options.faults.list()[..] else { panic!("one fault") };
+        let text = format!("Upstream a has taken nothing for 61 s: {why}.");
+        assert_eq!((fault.what, &fault.text), (FaultKind::UpstreamStuck, &text));
+        monitor.ticked();
+        monitor.health.delivered();
+        monitor.health.set(State::Ok);
+        monitor.note_faults(None);
+        assert_eq!((monitor.status().state, options.faults.list().len()), (State::Ok, 0));
+        spool.close(Duration::from_secs(10)).unwrap();
     }
 }

@@ -19,6 +19,10 @@ use tokio::sync::watch;
 /// portal list that read it. Bounded, since each thread keeps memory of its own.
 const BLOCKING_THREADS_MAX: usize = 4;
 
+/// Polls of tasks between two looks at the clock and the sockets. With the default (61), a server
+/// that sends without a pause delays the timeout of its own request.
+const EVENT_INTERVAL: u32 = 1;
+
 /// Delivery and the watch on the portal list, running.
 pub(crate) struct Delivery {
     running: Mutex<Vec<Running>>,
@@ -133,6 +137,7 @@ where
     }
     let runtime: Runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .event_interval(EVENT_INTERVAL)
         .thread_name(&name)
         .enable_all()
         .build()?;

@@ -20,7 +20,7 @@ use super::health::State;
 use super::in_flight_batch::{self, InFlightBatch};
 use super::letter_queue::{LetterQueue, Written};
 use super::limiter::{Limiter, Permit};
-use super::monitor::{Bound, HELD_BYTES_MAX, Monitor};
+use super::monitor::{Bound, HELD_BYTES_MAX, Monitor, STUCK_SECONDS};
 use super::newer_records::NewerRecords;
 use super::options::{Options, Route, RouteLimits};
 use super::retries::Backoff;
@@ -67,6 +67,8 @@ pub struct DeliveryWorker {
     batch: BatchConfig,
     limits: watch::Receiver<RouteLimits>,
     attempts: JoinSet<Attempt>,
+    /// When the last attempt ended, or at which tick none was under way.
+    pub(super) ended_at: Instant,
     /// Nothing is read before this moment.
     read_at: Instant,
     tick_every: Duration,
@@ -129,6 +131,7 @@ impl DeliveryWorker {
             limits,
             reader: route.reader,
             attempts: JoinSet::new(),
+            ended_at: now,
             read_at: now,
             tick_every: options.tick_every,
             tick_at: now,
@@ -197,6 +200,7 @@ impl DeliveryWorker {
     /// latest one tick after it.
     fn note_settings(&mut self, now: Instant) {
         if self.breaker.renew(self.upstream.settings_version(), now) {
+            self.limiter.renew();
             self.schedule.end_waits(now);
         }
     }
@@ -358,9 +362,22 @@ impl DeliveryWorker {
             return;
         }
         self.tick_at = now + self.tick_every;
+        self.monitor.ticked();
+        if self.attempts.is_empty() {
+            self.ended_at = now;
+        } else if self.hangs(now) {
+            let seconds = (now - self.ended_at).as_secs();
+            let why = format!("no attempt has ended for {seconds} seconds");
+            self.monitor.health.hangs(self.ended_at, why);
+        }
         self.note_state(now);
         self.monitor.set_lag();
         self.monitor.note_faults(self.bound());
+    }
+
+    /// Whether attempts are under way of which none has ended for [`STUCK_SECONDS`].
+    fn hangs(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.ended_at) >= Duration::from_secs(STUCK_SECONDS)
     }
 
     /// What keeps the worker from reading events although its upstream may take them.
@@ -379,7 +396,8 @@ impl DeliveryWorker {
         self.monitor.set_readable(readable);
         let health = &self.monitor.health;
         let troubles = self.monitor.tracker.troubles();
-        let is_down = health.failures() >= FAILURES_MAX || self.breaker.is_open(now);
+        let is_down =
+            health.failures() >= FAILURES_MAX || self.breaker.is_open(now) || self.hangs(now);
         health.set(match () {
             () if self.letters.is_failing(now) => State::DeadLettersFailing,
             () if troubles.misconfigured > 0 => State::Misconfigured,

@@ -4,6 +4,7 @@ mod beside;
 mod dead;
 mod file;
 mod flow;
+mod hanging;
 mod http;
 mod hubspot;
 mod hubspot_ties;

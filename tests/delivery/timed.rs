@@ -1,6 +1,6 @@
 //! An upstream on the test's clock.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub struct Timed {
     pub begun: Mutex<Vec<Instant>>,
     pub in_flight: AtomicUsize,
     pub in_flight_max: AtomicUsize,
+    /// See `Upstream::settings_version`.
+    pub settings: AtomicU64,
 }
 
 impl Timed {
@@ -39,6 +41,7 @@ impl Timed {
             begun: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             in_flight_max: AtomicUsize::new(0),
+            settings: AtomicU64::new(0),
         })
     }
 
@@ -79,5 +82,9 @@ impl Upstream for Timed {
 
     fn keeps_portal_order(&self) -> bool {
         self.in_order
+    }
+
+    fn settings_version(&self) -> u64 {
+        self.settings.load(SeqCst)
     }
 }
