@@ -147,6 +147,8 @@ mod regular_file;
 mod reload;
 mod request;
 mod response;
+#[cfg(feature = "http")]
+mod retry_after;
 #[cfg(feature = "server")]
 mod server;
 mod spool;

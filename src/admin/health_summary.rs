@@ -5,7 +5,7 @@
 //! those in which events wait, then unusual ones. The sentences hold names from the configuration,
 //! numbers, and errors that the log shows as well.
 
-use super::readiness::spool_advice;
+use super::readiness::{spool_advice, wait};
 use super::snapshot::Snapshot;
 use crate::delivery;
 use crate::delivery::State;
@@ -83,7 +83,7 @@ fn portals_refuse(portals: &portals::Status) -> Option<HealthSummary> {
     let why = portals.refuses_all()?;
     let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
     let failure = failure.unwrap_or("It has not answered yet");
-    let advice = format!("Look at portals.source. {failure}.");
+    let advice = format!("Look at portals.source. {failure}.{}", wait(portals));
     trouble(format!("Events are refused: {why}."), advice)
 }
 
@@ -175,7 +175,8 @@ fn portals_are_old(portals: &portals::Status) -> Option<HealthSummary> {
         ),
         None => "Events flow, but no portal list has been loaded yet.".to_owned(),
     };
-    notice(text, format!("{}.", failure.unwrap_or("Look at portals.source")))
+    let failure = failure.unwrap_or("Look at portals.source");
+    notice(text, format!("{failure}.{}", wait(portals)))
 }
 
 /// Reports the fault that has lasted for the longest time.
@@ -288,6 +289,7 @@ mod tests {
                 failures: 0,
                 fresh: true,
                 stale: false,
+                retry_at_ms: None,
                 unstored: None,
             },
             portal_totals: Default::default(),

@@ -9,6 +9,7 @@
 //! stays in force, and every other edge with the same source would be unready, too. An upstream
 //! that is down leaves the edge ready as well, because its events wait in the spool.
 
+use super::rfc3339::rfc3339;
 use super::snapshot::Snapshot;
 use crate::plugin::PixelGate;
 use crate::policy::portals;
@@ -32,10 +33,7 @@ pub fn note_faults(gate: &PixelGate) {
         FaultKind::PortalsUnread,
         "portals",
         &unread(&portals),
-        match portals.loaded_at_ms {
-            Some(_) => "Look at portals.source. The last good list stays in force.",
-            None => "Look at portals.source. No list has been loaded since the start.",
-        },
+        &unread_advice(&portals),
     );
     note(
         portals.stale,
@@ -93,6 +91,24 @@ fn unread(portals: &portals::Status) -> String {
         (None, Some(what)) => format!("portals: no portal list has been loaded yet: {what}"),
         (Some(_), what) => format!("portals: cannot be refreshed: {}", what.unwrap_or_default()),
     }
+}
+
+fn unread_advice(portals: &portals::Status) -> String {
+    let follows = match portals.loaded_at_ms {
+        Some(_) => "The last good list stays in force.",
+        None => "No list has been loaded since the start.",
+    };
+    format!("Look at portals.source. {follows}{}", wait(portals))
+}
+
+/// A sentence, after a space, that says when the server is asked again, if it asked for a wait.
+pub fn wait(portals: &portals::Status) -> String {
+    portals.retry_at_ms.map_or(String::new(), |at| {
+        let at = rfc3339(at);
+        format!(
+            " Its server asked for a wait (Retry-After): it is asked again at {at}, or on SIGHUP."
+        )
+    })
 }
 
 /// Whether `/readyz` answers 200.

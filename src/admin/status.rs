@@ -90,6 +90,7 @@ fn portals(snapshot: &Snapshot) -> Value {
         "age_seconds": portals.loaded_at_ms.map(|at| snapshot.at_ms.saturating_sub(at) / 1000),
         "fresh": portals.fresh,
         "stale": portals.stale,
+        "retry_at": portals.retry_at_ms.map(rfc3339),
         "last_failure": portals.last_failure.as_ref().map(|failure| {
             json!({ "at": rfc3339(failure.at_ms), "what": failure.what })
         }),

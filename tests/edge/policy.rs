@@ -3,11 +3,13 @@
 use crate::admin::post_explain;
 use crate::harness::{Edge, Setup, wait_for};
 use crate::wire::Origin;
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// Starts an edge whose portal list is a file `name` with this text.
 fn with_list(name: &str, list: &str) -> Edge {
-    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let dir = Arc::new(tempfile::tempdir().unwrap());
     let config = Setup::default().write(dir.path());
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("portals.toml", name)).unwrap();
@@ -74,7 +76,7 @@ fn a_dry_run_accepts_and_counts_and_off_accepts_all() {
 
 impl Setup {
     fn start_with_mode(self, mode: &str) -> Edge {
-        let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         let config = self.write(dir.path());
         let text = std::fs::read_to_string(&config).unwrap();
         let text = text.replace("[portals]\n", &format!("[portals]\nmode = \"{mode}\"\n"));
@@ -149,21 +151,30 @@ fn a_dry_run_counts_a_portals_opt_out_and_keeps_no_more_than_it_allows() {
     assert_eq!(Edge::events_in_files(edge.dir())[0]["email"], Value::Null);
 }
 
-#[test]
-fn a_list_that_the_state_folder_does_not_take_is_a_fault_until_it_does() {
-    let origin = Origin::start();
-    let answer = |head: &str, list: &str| {
-        let length = list.len();
-        let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\n\r\n{list}");
-        origin.answer("/list.txt", answer.as_bytes());
-    };
-    answer("200 OK\r\nETag: \"v1\"", "7\n");
-    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+/// Has the origin give this answer to a request for its list.
+fn answer(origin: &Origin, head: &str, list: &str) {
+    let length = list.len();
+    let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\n\r\n{list}");
+    origin.answer("/list.txt", answer.as_bytes());
+}
+
+/// A folder with a configuration whose portal list is that of the origin.
+fn with_url(origin: &Origin) -> Arc<tempfile::TempDir> {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
     let config = Setup::default().write(dir.path());
     let text = std::fs::read_to_string(&config).unwrap();
     let file = dir.path().join("portals.toml").display().to_string();
     let url = format!("http://{}/list.txt", origin.address);
     std::fs::write(&config, text.replace(&file, &url)).unwrap();
+    dir
+}
+
+#[test]
+fn a_list_that_the_state_folder_does_not_take_is_a_fault_until_it_does() {
+    let origin = Origin::start();
+    let answer = |head: &str, list: &str| answer(&origin, head, list);
+    answer("200 OK\r\nETag: \"v1\"", "7\n");
+    let dir = with_url(&origin);
     // The place of the file into which a list is received.
     let in_the_way = dir.path().join("portals.copy.new");
     std::fs::create_dir(&in_the_way).unwrap();
@@ -187,4 +198,34 @@ fn a_list_that_the_state_folder_does_not_take_is_a_fault_until_it_does() {
     edge.wait_log("the list is stored in the state folder again");
     assert!(metrics().contains("pixelgate_faults{what=\"portals_unstored\"} 0"));
     assert!(edge.dir().join("portals.copy").is_file());
+}
+
+#[test]
+fn a_wait_that_the_server_asks_for_is_told_and_ends_on_sighup() {
+    let origin = Origin::start();
+    let answer = |head: &str, list: &str| answer(&origin, head, list);
+    answer("200 OK", "7\n");
+    let dir = with_url(&origin);
+    let edge = Edge::start_in(dir);
+    wait_for("the list", || edge.event("_a=7&_n=a").status == 200);
+    assert!(edge.status()["portals"]["retry_at"].is_null());
+
+    answer("503 Service Unavailable\r\nRetry-After: 3600", "");
+    edge.wait_log("it is asked again in 3600 seconds, or at once on SIGHUP");
+    let told = |advice: &Value, at: &str| {
+        let told = "Its server asked for a wait (Retry-After): it is asked again at";
+        advice.as_str().is_some_and(|text| text.contains(&format!("{told} {at}, or on SIGHUP.")))
+    };
+    wait_for("the status", || {
+        let status = edge.status();
+        let at = status["portals"]["retry_at"].as_str();
+        at.is_some_and(|at| {
+            told(&status["faults"][0]["advice"], at) && told(&status["headline"]["advice"], at)
+        })
+    });
+
+    answer("200 OK", "8\n");
+    edge.signal(Signal::HUP);
+    wait_for("the new list", || edge.event("_a=8&_n=a").status == 200);
+    wait_for("the end of the wait", || edge.status()["portals"]["retry_at"].is_null());
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The rooms of the library from the bottom up. A room imports from rooms in lines above its own;
 /// rooms in one line know nothing of each other.
 const ROOMS: &[&[&str]] = &[
-    &["clock", "config_error", "pem", "plural", "tls_error"],
+    &["clock", "config_error", "pem", "plural", "retry_after", "tls_error"],
     &["disk_error", "env", "file_lock", "file_stamp", "regular_file"],
     &["proxy"],
     &["event"],

@@ -238,6 +238,8 @@ function list(portals) {
     ["State", portals.mode === "off" && !portals.loaded_at ? "○ not used" : state],
     ["Loaded", age === null ? "not yet" : `${span(age)} ago`],
     ["Last failure", failure ? `${clock.format(new Date(failure.at))} ${failure.what}` : "none"],
+    ...(portals.retry_at
+      ? [["Asked again", `${clock.format(new Date(portals.retry_at))} (Retry-After)`]] : []),
   ]);
 }
 

@@ -269,6 +269,7 @@ impl Portals {
             failures: health.failures,
             fresh: !health.failing && (list.is_some() || shared.mode == Mode::Off),
             stale: list.is_some() && shared.is_stale(),
+            retry_at_ms: health.retry_at_ms,
             unstored: health.unstored.clone(),
         }
     }
@@ -332,6 +333,10 @@ impl Portals {
 
     /// The pause before the next look.
     async fn pause(&self) -> Duration {
+        let wait = self.shared.health.lock().wait;
+        if let Some(wait) = wait {
+            return wait;
+        }
         match *self.shared.source.lock().await {
             Source::Fixed | Source::Host | Source::File(_) => {
                 self.shared.refresh / LOOKS_PER_REFRESH

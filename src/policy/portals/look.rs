@@ -1,5 +1,7 @@
 //! The outcome of one look at the source of a list.
 
+use std::time::Duration;
+
 use super::list::List;
 
 /// Limit for a look at a file, in seconds. A list of the largest size is read in under a second.
@@ -19,4 +21,6 @@ pub(super) enum Look {
     /// The source has no usable list. The text says why, with the file or URL and, if known, the
     /// line.
     Failed(String),
+    /// As `Failed`, and the server asks for no request during this time (`Retry-After`).
+    Deferred(String, Duration),
 }

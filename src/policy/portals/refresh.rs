@@ -13,6 +13,7 @@ use super::look::Look;
 use super::source::Source;
 use super::state::{PortalsState, monotonic_ms};
 use super::status::RefreshFailure;
+use crate::plural::counted;
 
 /// Whether a changed file is read at once or only when it is at rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +71,11 @@ impl PortalsState {
     }
 
     /// Puts the outcome of a look into effect.
-    fn settle(&self, look: Look) -> Refreshed {
+    pub(super) fn settle(&self, look: Look) -> Refreshed {
+        self.note_wait(match look {
+            Look::Deferred(_, wait) => Some(wait),
+            _ => None,
+        });
         match look {
             Look::Same => {
                 self.confirm();
@@ -81,7 +86,7 @@ impl PortalsState {
                 Refreshed::Swapped
             }
             Look::Unsettled => Refreshed::Unsettled,
-            Look::Failed(what) => {
+            Look::Failed(what) | Look::Deferred(what, _) => {
                 self.fail(what);
                 Refreshed::Failed
             }
@@ -139,6 +144,23 @@ impl PortalsState {
             _ => {}
         }
         health.unstored = why.map(str::to_owned);
+    }
+
+    /// Records the wait before the server of a URL is asked again, if it asked for one.
+    fn note_wait(&self, asked: Option<Duration>) {
+        let wait = asked.map(|asked| asked.max(self.refresh));
+        let mut health = self.health.lock();
+        if let (Some(wait), None) = (wait, health.wait) {
+            let wait = counted(wait.as_secs(), "second");
+            log::warn!(
+                "portals: the server asked for a wait (Retry-After), so it is asked again in \
+                 {wait}, or at once on SIGHUP"
+            );
+        }
+        let retry_at = wait.and_then(|wait| {
+            self.terms.clock.unix_ms().checked_add(u64::try_from(wait.as_millis()).ok()?)
+        });
+        (health.wait, health.retry_at_ms) = (wait, retry_at);
     }
 
     /// Records that a look at the source has not ended in time, as when its file system hangs. The

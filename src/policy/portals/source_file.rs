@@ -63,7 +63,7 @@ impl FileSource {
         for _ in 0..OPEN_ATTEMPTS_MAX {
             match source.look(None, true, terms) {
                 Look::New(list) => return Ok((source, *list)),
-                Look::Failed(what) => return Err(what),
+                Look::Failed(what) | Look::Deferred(what, _) => return Err(what),
                 Look::Same | Look::Unsettled => {}
             }
         }

@@ -26,6 +26,7 @@ use http::{
         IF_NONE_MATCH, LAST_MODIFIED, TRANSFER_ENCODING,
     },
 };
+use jiff::Timestamp;
 use reqwest::{Client, ClientBuilder, Response, redirect};
 use tokio::sync::mpsc;
 use url::Url;
@@ -41,6 +42,7 @@ use super::open_error::OpenError;
 use super::terms::Terms;
 use crate::env::Secret;
 use crate::proxy;
+use crate::retry_after::retry_after;
 
 /// Limit for connecting, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
@@ -140,7 +142,13 @@ impl UrlSource {
                 return Ok(Look::Same);
             }
             StatusCode::OK => {}
-            status => return Err(format!(": answered {status}")),
+            status => {
+                let what = format!("{}: answered {status}", url_without_query(&self.url));
+                return Ok(match retry_after(response.headers(), now(terms)) {
+                    Some(wait) => Look::Deferred(what, wait),
+                    None => Look::Failed(what),
+                });
+            }
         }
         let receipt = self.receipt(&response)?;
         let validators = receipt.about.validators.clone();
@@ -343,6 +351,12 @@ fn builder() -> ClientBuilder {
         .read_timeout(Duration::from_secs(READ_SECONDS_MAX))
         .timeout(Duration::from_secs(FETCH_SECONDS_MAX))
         .redirect(same_origin)
+}
+
+/// The time of the edge's clock.
+fn now(terms: &Terms) -> Timestamp {
+    let unix_ms = i64::try_from(terms.clock.unix_ms()).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(unix_ms).unwrap_or(Timestamp::MAX)
 }
 
 /// The error with the chain of its causes, without the URL, whose query may hold a secret.

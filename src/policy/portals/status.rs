@@ -1,5 +1,7 @@
 //! The state of the policy and of its refreshes, for the operator.
 
+use std::time::Duration;
+
 use super::config::Mode;
 
 /// The state of the policy, for the status page.
@@ -20,6 +22,9 @@ pub struct Status {
     pub fresh: bool,
     /// Whether the list is older than `portals.stale_seconds_max`.
     pub stale: bool,
+    /// When the server of a URL is asked again, in milliseconds since 1970, UTC, if its last answer
+    /// asked for a wait (`Retry-After`). `None`: within `portals.refresh_seconds`.
+    pub retry_at_ms: Option<u64>,
     /// Why the list of a URL is not in the state folder, where the next start would look for it.
     /// `None`: it is there, or the source is no URL.
     pub unstored: Option<String>,
@@ -57,6 +62,10 @@ pub(super) struct Health {
     pub last_failure: Option<RefreshFailure>,
     pub failures: u64,
     pub failing: bool,
+    /// The wait that the server's last answer asked for, at least `portals.refresh_seconds`, and
+    /// the end of it, in milliseconds since 1970.
+    pub wait: Option<Duration>,
+    pub retry_at_ms: Option<u64>,
     pub unstored: Option<String>,
     /// Whether it has been logged that the list is too old.
     pub stale_logged: bool,

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::retry_after::retry_after;
 use crate::upstream::answer;
 use crate::upstream::outcome::{Failure, Outcome};
 
@@ -50,12 +51,12 @@ pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outco
     let failure = || Failure::answered(status.as_u16());
     match status.as_u16() {
         401 | 403 => {
-            let after = answer::retry_after(headers, now);
+            let after = retry_after(headers, now);
             Outcome::Fault(Failure { after, ..failure() }.of_these_events())
         }
         // 429: rate limited. 423: locked. 477: the portal is being moved to another data centre.
         429 | 423 | 477 => {
-            let after = answer::retry_after(headers, now);
+            let after = retry_after(headers, now);
             let after = after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
             Outcome::Retry(Failure { after: Some(after), ..failure() }.of_these_events())
         }
