@@ -25,6 +25,24 @@ fn an_idle_edge_stops_at_once_on_each_signal() {
 }
 
 #[test]
+fn a_signal_that_means_something_to_another_server_leaves_the_edge_running() {
+    let mut edge = Edge::start();
+    let signals = [
+        (Signal::USR1, "SIGUSR1 does nothing here: SIGHUP opens the access log again"),
+        (Signal::USR2, "SIGUSR2 does nothing here: `pixelgate run --upgrade` replaces"),
+        (Signal::ALARM, "SIGALRM does nothing here"),
+    ];
+    for (signal, told) in signals {
+        edge.signal(signal);
+        edge.wait_log(told);
+        assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+        assert_eq!(edge.log().matches(told).count(), 1);
+    }
+    edge.signal(Signal::TERM);
+    assert_eq!(edge.wait().code(), Some(0));
+}
+
+#[test]
 fn a_draining_edge_accepts_and_is_unready_until_its_time_or_a_second_signal() {
     let mut edge = Setup::default().edge("drain_seconds = 3600").start();
     let unready = |edge: &Edge| edge.admin("/readyz").status == 503;

@@ -9,6 +9,7 @@ pub mod tls;
 mod admin;
 pub mod error;
 pub mod file_limit;
+mod foreign_signals;
 mod forwarded;
 pub mod handover;
 pub mod huge_pages;

@@ -9,6 +9,7 @@
 //! while its client is sending.
 
 use super::config::Config;
+use super::foreign_signals::ForeignSignals;
 use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME};
 use super::systemd;
 use super::upgrade_socket::Successor;
@@ -78,13 +79,14 @@ pub struct Deadline {
     at: Arc<OnceLock<Instant>>,
 }
 
-/// The handlers of signals. While the edge starts, a signal to stop ends the process. SIGHUP is
-/// handled when the edge accepts.
+/// The handlers of signals. While the edge starts, a signal to stop ends the process. The others
+/// are handled when the edge accepts.
 pub struct Handlers {
     terminate: Signal,
     quit: Signal,
     interrupt: Signal,
     hangup: Signal,
+    foreign: ForeignSignals,
     /// `None` once the edge has started.
     starting: Option<Starting>,
 }
@@ -132,7 +134,7 @@ impl ShutdownSignalWatch for Signals {
         drop(offer);
         tokio::select! {
             () = self.finish(stop, grace) => {}
-            () = self.hang_ups(&mut handlers.hangup) => {}
+            () = self.all_lesser(&mut handlers.hangup, &mut handlers.foreign) => {}
         }
         ShutdownSignal::FastShutdown
     }
@@ -197,6 +199,7 @@ impl Handlers {
             quit: signal(SignalKind::quit())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            foreign: ForeignSignals::install()?,
             starting: None,
         })
     }
@@ -250,10 +253,7 @@ impl Signals {
                 _ = on.terminate.recv() => "SIGTERM",
                 _ = on.interrupt.recv() => "SIGINT",
                 _ = on.quit.recv() => "SIGQUIT",
-                _ = on.hangup.recv() => {
-                    self.hang_up();
-                    continue;
-                }
+                () = self.lesser(&mut on.hangup, &mut on.foreign) => continue,
                 Ok(()) = successor.changed(), if quitting => "SIGQUIT",
             };
             let stage = *successor.borrow_and_update();
@@ -293,17 +293,22 @@ impl Signals {
             _ = on.terminate.recv() => {}
             _ = on.interrupt.recv() => {}
             _ = on.quit.recv() => {}
-            () = self.hang_ups(&mut on.hangup) => {}
+            () = self.all_lesser(&mut on.hangup, &mut on.foreign) => {}
         }
     }
 
-    /// Handles each SIGHUP. Never returns.
-    async fn hang_ups(&self, signal: &mut Signal) {
+    /// Handles each signal that does not stop the edge. Never returns.
+    async fn all_lesser(&self, hangup: &mut Signal, foreign: &mut ForeignSignals) {
         loop {
-            match signal.recv().await {
-                Some(()) => self.hang_up(),
-                None => std::future::pending().await,
-            }
+            self.lesser(hangup, foreign).await;
+        }
+    }
+
+    /// Waits for a signal that does not stop the edge, and handles it.
+    async fn lesser(&self, hangup: &mut Signal, foreign: &mut ForeignSignals) {
+        tokio::select! {
+            _ = hangup.recv() => self.hang_up(),
+            () = foreign.warn() => {}
         }
     }
 
