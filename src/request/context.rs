@@ -28,13 +28,14 @@ pub fn context<'a>(
     seen.context(headers, peer, trusted, names)
 }
 
-/// The first line of each header that belongs to the context, as far as it was noted.
+/// The headers that belong to the context, as far as they were noted: the first line of each, and
+/// of `Sec-GPC` and `DNT` whether any line asks for privacy.
 #[derive(Default)]
 pub(crate) struct ContextHeaders<'a> {
     user_agent: Option<&'a [u8]>,
     referer: Option<&'a [u8]>,
-    gpc: Option<bool>,
-    dnt: Option<bool>,
+    gpc: bool,
+    dnt: bool,
     /// Whether the headers in which browsers announce a prefetch do so.
     prefetches: [Option<bool>; 4],
     /// Whether every header line is known to be printable ASCII, which holds no hidden characters.
@@ -51,7 +52,7 @@ impl<'a> ContextHeaders<'a> {
     #[inline]
     pub fn note(&mut self, name: &[u8], value: &'a [u8]) {
         // The length alone excludes most other headers.
-        let (flag, says): (_, fn(&[u8]) -> bool) = match name.len() {
+        let prefetch = match name.len() {
             7 if token_is(name, b"referer") => {
                 self.referer.get_or_insert(value);
                 return;
@@ -60,15 +61,21 @@ impl<'a> ContextHeaders<'a> {
                 self.user_agent.get_or_insert(value);
                 return;
             }
-            3 if token_is(name, b"dnt") => (&mut self.dnt, is_one),
-            7 if token_is(name, b"sec-gpc") => (&mut self.gpc, is_one),
-            11 if token_is(name, b"sec-purpose") => (&mut self.prefetches[0], is_prefetch),
-            7 if token_is(name, b"purpose") => (&mut self.prefetches[1], is_prefetch),
-            9 if token_is(name, b"x-purpose") => (&mut self.prefetches[2], is_prefetch),
-            5 if token_is(name, b"x-moz") => (&mut self.prefetches[3], is_prefetch),
+            3 if token_is(name, b"dnt") => {
+                self.dnt |= has_one(value);
+                return;
+            }
+            7 if token_is(name, b"sec-gpc") => {
+                self.gpc |= has_one(value);
+                return;
+            }
+            11 if token_is(name, b"sec-purpose") => &mut self.prefetches[0],
+            7 if token_is(name, b"purpose") => &mut self.prefetches[1],
+            9 if token_is(name, b"x-purpose") => &mut self.prefetches[2],
+            5 if token_is(name, b"x-moz") => &mut self.prefetches[3],
             _ => return,
         };
-        flag.get_or_insert_with(|| says(value));
+        prefetch.get_or_insert_with(|| is_prefetch(value));
     }
 
     /// The context of the request with these `headers`, whose lines were noted, from `peer`.
@@ -82,18 +89,17 @@ impl<'a> ContextHeaders<'a> {
     where
         'a: 'h,
     {
-        let gpc = self.gpc == Some(true);
         Context {
             ip: trusted.client(peer, headers),
             user_agent: self.user_agent.and_then(|value| self.text(value)),
             referer: self.referer.and_then(|value| self.text(value)),
-            gpc,
-            dnt: self.dnt == Some(true),
+            gpc: self.gpc,
+            dnt: self.dnt,
             prefetch: self.prefetches.contains(&Some(true)),
             further: match names.is_empty() {
                 true => None,
                 // One of Sec-GPC: 1 and the visitor's cookie is enough.
-                false => self.further(headers, names, !gpc, trusted.trusts_peer(peer)).boxed(),
+                false => self.further(headers, names, !self.gpc, trusted.trusts_peer(peer)).boxed(),
             },
         }
     }
@@ -125,9 +131,9 @@ impl<'a> ContextHeaders<'a> {
 
     /// The value of the cookie `name`, unless the visitor does not want to be tracked.
     fn utk<'h>(&self, headers: &'h impl Headers, name: &str) -> Option<Cow<'h, str>> {
-        let value = cookie(headers, name).and_then(|value| self.text(value));
+        let value = cookies(headers, name).next().and_then(|value| self.text(value));
         let value = value.filter(|value| value.len() <= UTK_BYTES_MAX)?;
-        let refused = cookie(headers, DO_NOT_TRACK_COOKIE).is_some_and(|value| value == b"yes");
+        let refused = cookies(headers, DO_NOT_TRACK_COOKIE).any(|value| value == b"yes");
         (!refused).then_some(value)
     }
 
@@ -145,15 +151,17 @@ impl<'a> ContextHeaders<'a> {
     }
 }
 
-/// The value of the first cookie of this name (RFC 6265, section 4.2.1).
-fn cookie<'h>(headers: &'h impl Headers, name: &str) -> Option<&'h [u8]> {
+/// The values of the cookies of this name (RFC 6265, section 4.2.1).
+fn cookies<'h>(headers: &'h impl Headers, name: &str) -> impl Iterator<Item = &'h [u8]> {
     let lines = headers.lines("cookie");
-    let mut pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
-    pairs.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+    pairs.filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
-fn is_one(value: &[u8]) -> bool {
-    value.trim_ascii() == b"1"
+/// Whether an element of the value is `1`. A proxy may join the lines of one name (RFC 9110, 5.3),
+/// and a visitor who asks for privacy anywhere gets it.
+fn has_one(value: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|element| element.trim_ascii() == b"1")
 }
 
 /// `Sec-Purpose: prefetch;prerender`, `Purpose: prefetch`, `X-Moz: prefetch`, `preview`.
@@ -188,7 +196,11 @@ mod tests {
         };
         check("Sec-GPC", "1", [true, false, false]);
         check("Sec-GPC", "0", [false, false, false]);
+        check("Sec-GPC", "1, 1", [true, false, false]);
+        check("Sec-GPC", "0,1", [true, false, false]);
+        check("Sec-GPC", "0, 11", [false, false, false]);
         check("DNT", "1", [false, true, false]);
+        check("DNT", "0 ,\t1", [false, true, false]);
         check("DNT", "null", [false, false, false]);
         check("Sec-Purpose", "prefetch;prerender", [false, false, true]);
         check("Purpose", "Prefetch", [false, false, true]);
@@ -200,11 +212,23 @@ mod tests {
 
     #[test]
     fn the_first_line_of_a_header_counts() {
-        let headers = of(&[("DNT", "0"), ("DNT", "1"), ("User-Agent", ""), ("User-Agent", "b")]);
-        let seen = of_headers(&headers);
-        assert_eq!((seen.dnt, seen.user_agent), (false, None));
+        let headers = of(&[("User-Agent", ""), ("User-Agent", "b")]);
+        assert_eq!(of_headers(&headers).user_agent, None);
         let headers = of(&[("Purpose", "x"), ("Purpose", "prefetch"), ("X-Moz", "prefetch")]);
         assert!(of_headers(&headers).prefetch, "of the other one");
+    }
+
+    #[test]
+    fn any_line_that_asks_for_privacy_counts() {
+        for values in [["0", "1"], ["1", "0"], ["", "1, 1"]] {
+            let headers = of(&values.map(|value| ("DNT", value)));
+            assert!(of_headers(&headers).dnt, "{values:?}");
+            let headers = of(&values.map(|value| ("Sec-GPC", value)));
+            assert!(of_headers(&headers).gpc, "{values:?}");
+        }
+        let headers = of(&[("DNT", "0"), ("DNT", "2"), ("Sec-GPC", "true"), ("Sec-GPC", "")]);
+        let seen = of_headers(&headers);
+        assert!(!seen.dnt && !seen.gpc);
     }
 
     #[test]

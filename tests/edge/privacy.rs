@@ -113,12 +113,45 @@ fn the_visitors_cookie_is_kept_where_it_is_named_and_not_refused() {
         ("Cookie: hubspotutk=", json!({ "ip": "127.0.0.1" })),
         (long.as_str(), json!({ "ip": "127.0.0.1" })),
         ("Cookie: hubspotutk=1f; __hs_do_not_track=yes", json!({ "ip": "127.0.0.1" })),
+        (
+            "Cookie: hubspotutk=1f; __hs_do_not_track=no\r\nCookie: __hs_do_not_track=yes",
+            json!({ "ip": "127.0.0.1" }),
+        ),
         ("Cookie: hubspotutk=1f\r\nSec-GPC: 1", json!({ "ip": "127.0.0.1", "gpc": true })),
     ];
     let found = contexts_of(&setup, &cookies.each_ref().map(|(lines, _)| *lines));
     assert_eq!(found, cookies.map(|(_, expect)| expect));
     let nothing_named = contexts("", &["Cookie: hubspotutk=1f"]);
     assert_eq!(nothing_named, [json!({ "ip": "127.0.0.1" })]);
+}
+
+#[test]
+fn any_line_that_asks_for_privacy_counts_in_each_version_of_http() {
+    let cases = [
+        (&["0", "1"][..], 403),
+        (&["1", "0"], 403),
+        (&["1, 1"], 403),
+        (&["0,1"], 403),
+        (&["0", "11"], 200),
+    ];
+    for plain in [true, false] {
+        let setup = Setup::default().sections("[privacy]\ngpc = \"reject\"");
+        let (edge, address) = h2::start_with(setup.edge(&format!("answer_plain = {plain}")));
+        for (values, status) in cases {
+            let lines: String = values.iter().map(|v| format!("Sec-GPC: {v}\r\n")).collect();
+            let got = edge.connect().get("/v1/event/?_a=62515&_n=a", &lines).status;
+            assert_eq!(got, status, "{values:?}");
+            let mut request = http::Request::get("https://edge.test/v1/event/?_a=62515&_n=a");
+            for value in values {
+                request = request.header("sec-gpc", *value);
+            }
+            let answer = RUNTIME.block_on(async {
+                let mut client = h2::connect(address).await;
+                h2::read(client.ask(request, None).await).await.unwrap()
+            });
+            assert_eq!(answer.status, status, "{values:?}");
+        }
+    }
 }
 
 #[test]

@@ -114,6 +114,8 @@ pub fn requests() -> Vec<String> {
         "Host: a\r\nUser-Agent: b\nX: y",
         "Host: a\r\nConnection: keep-alive\r\nConnection: close",
         "Host: a\r\nDNT: 0\r\nDNT: 1\r\nX-Moz: prefetch\r\nReferer:\r\nReferer: x",
+        "Host: a\r\nSec-GPC: 0\r\nX: y\r\nsec-gpc: 1\r\nDNT: 0, 1",
+        "Host: a\r\nSec-GPC: 1, 1\r\nDNT: 11",
         "Host: a\r\nAccept: application/json",
         "Host: a\r\nAccept: image/*",
         "Host: a\r\nUser-Agent: a\u{9b}31m\u{202e}b",
