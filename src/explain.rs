@@ -268,13 +268,14 @@ impl Explanation<'_> {
 /// whole URL, a host with a path, a path, or a query alone.
 fn split_text<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
     let text = text.trim();
-    let before_query = text.split('?').next().unwrap_or_default();
-    let has_path = before_query.contains('/') && !before_query.contains(['=', '&']);
-    if !has_path {
+    // The slash of a path or of `://` comes before any parameter, also where the path holds a `=`.
+    let first = text.find(['/', '=', '&', '?']).map(|at| text.as_bytes()[at]);
+    if first != Some(b'/') {
         return (Reading::Event, text.strip_prefix('?').unwrap_or(text));
     }
     let mut path = Target::split(text.as_bytes()).path;
-    if !text.starts_with('/') && !text.contains("://") {
+    let before_query = text.split('?').next().unwrap_or_default();
+    if !text.starts_with('/') && !before_query.contains("://") {
         // A link copied without its scheme: `track.example.com/v1/event/?…`.
         let slash = path.iter().position(|&b| b == b'/').unwrap_or(0);
         path = &path[slash..];

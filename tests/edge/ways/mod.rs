@@ -343,6 +343,44 @@ fn explain_says_what_a_request_is_told() {
 }
 
 #[test]
+fn explain_takes_an_address_with_an_equals_sign_in_its_path_for_an_address() {
+    let origin = crate::wire::Origin::start();
+    let edge = Setup::default().portals(PORTALS).origin(origin.address).start();
+    let config = edge.dir().join("edge.toml");
+    let query = "_a=62515&_n=b&u=http://b.test/?c=d";
+    for path in
+        ["/v1/event;a=b/", "/v1/event/x=y/", "/v1/event/&c=d", "/a=b", "/ab", "//b/v1/event/"]
+    {
+        let mut connection = edge.connect();
+        let head = format!("GET {path}?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+        connection.send(head.as_bytes());
+        let told = connection.read("GET");
+        let told = told.header("x-event-verdict").is_some().then(|| told.verdict().to_owned());
+        for begin in ["", "https://a.test", "HTTP://a.test:80", "a.test"] {
+            if path.starts_with("//") && !begin.is_empty() {
+                continue;
+            }
+            let text = format!("{begin}{path}?{query}");
+            let arguments = ["explain", "--json", &text];
+            let output = crate::harness::command(&config, &arguments).output().unwrap();
+            let page = crate::admin::post_explain(&edge, &text);
+            let page = String::from_utf8(page.body).unwrap();
+            let Some(told) = &told else {
+                assert_eq!(output.status.code(), Some(2), "{text}");
+                assert!(page.contains("this address is not below events.path"), "{text}: {page}");
+                continue;
+            };
+            let explained: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let said = explained.get("reason").unwrap_or(&explained["verdict"]);
+            assert_eq!(*said, **told, "{text}");
+            assert!(page.contains(told.as_str()), "{text}: {page}");
+        }
+    }
+    let bare = crate::harness::command(&config, &["explain", query]).output().unwrap();
+    assert!(bare.status.success(), "{bare:?}");
+}
+
+#[test]
 fn a_client_that_wants_no_more_is_answered_and_left_on_both_ways() {
     let edges = two_ways();
     let event = "GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
