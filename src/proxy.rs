@@ -107,7 +107,8 @@ fn of_environment(
 /// Reads the URL of a proxy: scheme and host, perhaps a port and credentials.
 fn checked(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;
-    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let is_http = matches!(scheme.as_deref(), Some("http" | "https"));
     let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
     (is_http && url.has_host() && is_bare).then_some(url)
 }
@@ -126,6 +127,7 @@ mod tests {
         let check = |text: &str| check(Some(&Secret::new(text))).is_ok();
         assert!(check("") && check("http://proxy:3128") && check("https://u:p@proxy"));
         assert!(check("http://proxy:3128/"));
+        assert!(check("HTTP://proxy:3128") && check("Https://proxy"));
         assert!(!check("proxy:3128") && !check("socks5://proxy") && !check("http://"));
         assert!(!check("http://proxy/path") && !check("http://proxy/?a") && !check("http://p/#a"));
     }

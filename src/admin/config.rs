@@ -27,7 +27,8 @@ pub struct Config {
     #[serde(deserialize_with = "crate::env::expanded")]
     pub listen: String,
     /// The token that a request must send as `Authorization: Bearer`. Required if `listen` is not
-    /// a loopback address. At least 16 bytes. May hold `${NAME}`.
+    /// a loopback address. At least 16 printable ASCII characters, no space at either end. May hold
+    /// `${NAME}`.
     pub token: Option<Secret>,
 }
 
@@ -50,6 +51,11 @@ impl Config {
             Some(token) if token.expose().len() < TOKEN_BYTES_MIN => {
                 Err(("token", format!("has fewer than {TOKEN_BYTES_MIN} bytes")))
             }
+            Some(token) if !is_sendable(token.expose()) => {
+                let why = "cannot be sent in a header: it must be of printable ASCII characters, \
+                           with no space at either end";
+                Err(("token", why.to_owned()))
+            }
             None if !is_loopback(address.ip()) => {
                 let why = "is needed where admin.listen is not a loopback address";
                 Err(("token", why.to_owned()))
@@ -57,6 +63,12 @@ impl Config {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether clients can send a token in a header. Servers drop the spaces at the ends of a value,
+/// and a browser sends other bytes for a character outside of ASCII than a command line does.
+fn is_sendable(token: &str) -> bool {
+    token.bytes().all(|byte| matches!(byte, b' '..=b'~')) && token.trim_ascii() == token
 }
 
 fn is_loopback(address: IpAddr) -> bool {
@@ -80,5 +92,19 @@ mod tests {
         assert_eq!(check("0.0.0.0:9090", Some("short")), Some("token"));
         assert_eq!(check("0.0.0.0:9090", Some("sixteen bytes ok")), None);
         assert_eq!(check("localhost", None), Some("listen"));
+    }
+
+    #[test]
+    fn a_token_can_be_sent_in_a_header() {
+        let check = |token: &str| {
+            let config = Config { token: Some(Secret::new(token)), ..Config::default() };
+            config.validate().err().map(|(key, _)| key)
+        };
+        assert_eq!(check("0123456789 ~!\"abc"), None);
+        for wrong in ['\0', '\t', '\n', '\r', '\u{1b}', '\u{7f}', '\u{85}', 'é', '🛒'] {
+            assert_eq!(check(&format!("01234567{wrong}89abcdef")), Some("token"), "{wrong:?}");
+        }
+        assert_eq!(check(" 0123456789abcdef"), Some("token"));
+        assert_eq!(check("0123456789abcdef "), Some("token"));
     }
 }

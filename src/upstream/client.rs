@@ -108,6 +108,11 @@ struct Connections {
     looked_up: Mutex<Instant>,
 }
 
+/// Whether a URL has the scheme `https`, whose case does not matter.
+fn is_https(url: &str) -> bool {
+    url.split(':').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
+}
+
 impl Client {
     /// Builds a client for one upstream.
     ///
@@ -119,7 +124,7 @@ impl Client {
         // process-wide default, which may not exist.
         let is_http = url.scheme() == "http";
         let own = setup.proxy.as_ref().map_or("", Secret::expose);
-        let roots = !is_http || tls.ca.is_some() || own.starts_with("https:");
+        let roots = !is_http || tls.ca.is_some() || is_https(own);
         let mut tls = tls_config(tls, roots)?;
         tls.alpn_protocols = match setup.http1_only {
             true => vec![b"http/1.1".to_vec()],

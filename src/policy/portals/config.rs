@@ -163,7 +163,8 @@ impl Config {
                 Mode::Enforce | Mode::DryRun => wrong("is empty; only mode \"off\" needs no list"),
             };
         }
-        if source.starts_with("http://") || source.starts_with("https://") {
+        let scheme = source.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        if matches!(scheme.as_deref(), Some("http" | "https")) {
             return match Url::parse(source) {
                 Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                     wrong("holds a password; put it into portals.headers as \"${NAME}\"")
@@ -174,7 +175,7 @@ impl Config {
                 Err(error) => wrong(&format!("is not a URL: {error}")),
             };
         }
-        if source.contains("://") {
+        if scheme.is_some() {
             return wrong("is neither a file nor an http:// or https:// URL");
         }
         if !self.headers.is_empty() {
@@ -246,6 +247,8 @@ mod tests {
         check("source = '/etc/pixelgate/LIST.JSON'", Ok(()));
         check("source = 'https://lists.example/portals?x=1'", Ok(()));
         check("source = ''\nmode = 'off'", Ok(()));
+        check("source = 'HTTP://lists.example/portals'\nheaders = { a = 'b' }", Ok(()));
+        check("source = 'Https://lists.example/portals'", Ok(()));
         check("source = ''", Err("portals.source"));
         check("source = 'portals.yaml'", Err("portals.source"));
         check("source = 'portals'", Err("portals.source"));

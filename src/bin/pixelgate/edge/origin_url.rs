@@ -60,6 +60,7 @@ mod tests {
         };
         check("http://127.0.0.1:9000", "127.0.0.1", 9000, false);
         check("https://origin.example/", "origin.example", 443, true);
+        check("HTTPS://origin.example", "origin.example", 443, true);
         check("http://[::1]", "::1", 80, false);
         for (url, expect) in [
             ("http://a", "a"),
