@@ -337,6 +337,32 @@ fn an_access_log_that_would_spoil_another_file_names_both_keys() {
 }
 
 #[test]
+fn an_access_log_that_is_a_folder_of_a_start_is_refused_by_check_and_run() {
+    for (own, key) in [
+        ("state_dir = \"DIR\"", "edge.state_dir"),
+        ("dir = \"DIR/spool\"", "spool.dir"),
+        ("dir = \"DIR/events\"", "upstream.file.dir"),
+    ] {
+        for (below, arguments) in [("", ["check"]), ("", ["run"]), ("/below", ["check"])] {
+            let dir = tempfile::tempdir().unwrap();
+            let at = dir.path().display().to_string();
+            let log = format!("[access_log]\npath = \"{at}/new\"");
+            let config = Setup::default().sections(&log).write(dir.path());
+            let text = std::fs::read_to_string(&config).unwrap();
+            let (name, _) = own.split_once('=').unwrap();
+            let line = format!("{name}= \"{at}/new{below}\"\n");
+            let own = format!("{}\n", own.replace("DIR", &at));
+            assert!(text.contains(&own));
+            std::fs::write(&config, text.replace(&own, &line)).unwrap();
+            let expect = format!("it is a folder that a start makes, because of {key}");
+            let at_once = format!("access_log.path: is in the folder that {key} names");
+            let expect = if below.is_empty() && key != "edge.state_dir" { at_once } else { expect };
+            check(&config, &arguments, &[&expect]);
+        }
+    }
+}
+
+#[test]
 fn an_access_log_that_leads_to_another_file_is_refused_by_check_and_run() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path();

@@ -5,7 +5,7 @@
 //! are compared, by device and inode. This asks the file systems, of which one may hang, so it is
 //! done only where the access log is opened or checked.
 
-use crate::real_path::resolved;
+use crate::real_path::{resolved, whole};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,13 +20,15 @@ pub struct OtherFiles {
     pub files: Vec<(String, PathBuf)>,
     /// Each with its key.
     pub folders: Vec<(String, PathBuf)>,
+    /// Folders in which the access log may be, and which a start makes, each with its key.
+    pub made: Vec<(String, PathBuf)>,
 }
 
 impl OtherFiles {
     /// Returns why the file at `path` cannot be the access log. `None`: nothing else uses it, or it
     /// does not exist yet.
     pub fn conflict(&self, path: &Path) -> Option<String> {
-        let real = resolved(path);
+        let (whole, real) = (whole(path), resolved(path));
         let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file);
         let id = metadata.as_ref().map(id);
         let has_names = metadata.is_some_and(|metadata| metadata.nlink() > 1);
@@ -35,6 +37,12 @@ impl OtherFiles {
             if real == resolved(named) || id.is_some() && id == named_id {
                 return Some(format!("it leads to {what}"));
             }
+        }
+        let mut made = self.folders.iter().chain(&self.made);
+        let is_above =
+            |folder: &Path| folder.starts_with(&whole) || resolved(folder).starts_with(&real);
+        if let Some((key, _)) = made.find(|(_, folder)| is_above(folder)) {
+            return Some(format!("it is a folder that a start makes, because of {key}"));
         }
         for (key, folder) in &self.folders {
             let folder = resolved(folder);

@@ -41,8 +41,9 @@ pub fn named(path: &Path, table: &Table) -> OtherFiles {
     others
 }
 
-/// Adds the files that the edge makes: those in `edge.state_dir`, and its Unix sockets.
+/// Adds what the edge makes: `edge.state_dir`, the files in it, and Unix sockets.
 pub fn add_own(others: &mut OtherFiles, state_dir: &Path, listeners: &[(&str, Address)]) {
+    others.made.push(("edge.state_dir".to_owned(), whole(state_dir)));
     let state = STATE_FILES.map(|name| ("a file of the edge in edge.state_dir".to_owned(), name));
     others.files.extend(state.map(|(what, name)| (what, whole(&state_dir.join(name)))));
     for (key, address) in listeners {
