@@ -93,6 +93,8 @@ fn in_words(expected: &str) -> &str {
         "u32" => "a whole number, 0 to 4294967295",
         "u64" | "usize" => "a whole number, 0 or more",
         "parsable string" => "a size such as \"64MiB\"",
+        // The name of a type, such as `struct Config`.
+        name if name.starts_with("struct ") => "a table",
         other => other,
     }
 }
@@ -104,6 +106,10 @@ mod tests {
     #[test]
     fn a_message_names_types_and_allowed_values_and_no_value() {
         let check = |message: &str, expect: &str| assert_eq!(without_value(message), expect);
+        check(
+            "invalid type: integer `1`, expected struct Config",
+            "invalid type: integer, expected a table",
+        );
         check(
             "invalid type: string \"s3cr`t, expected x\", expected a map",
             "invalid type: string, expected a map",

@@ -14,7 +14,7 @@ pub mod schema;
 
 use environment::Environment;
 pub use error::ConfigError;
-use error::{error, file_place, key_of};
+use error::{error, file_place, key_of, twice};
 use line::{line_at, line_in_list};
 use pixelgate::tools::without_value;
 pub use places::Places;
@@ -138,8 +138,9 @@ impl Document {
 
     fn from_text(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let line = |e: &toml::de::Error| e.span().map(|span| line_at(text, span.start));
-        let document = toml::Deserializer::parse(text)
-            .map_err(|e| error(file_place(path, line(&e)), "", without_value(e.message())))?;
+        let document = toml::Deserializer::parse(text).map_err(|e| {
+            error(file_place(path, line(&e)), twice(text, &e), without_value(e.message()))
+        })?;
         serde_path_to_error::deserialize(document).map_err(|e| {
             // For a mistake in a list of tables the parser reports the span of the whole list.
             let in_a_list = e.path().iter().any(|segment| matches!(segment, Segment::Seq { .. }));
@@ -473,6 +474,15 @@ mod tests {
         let expect =
             "edge.toml:2: edge.listen: invalid type: integer, expected one value or a list";
         assert!(wrong.starts_with(expect), "{wrong}");
+    }
+
+    #[test]
+    fn a_key_that_is_set_twice_is_named() {
+        let check = |text: &str, expect: &str| {
+            assert_eq!(parse(text, &[]).map(drop).unwrap_err(), expect);
+        };
+        check("[edge]\nthreads = 1\nthreads = 2", "edge.toml:3: threads: duplicate key");
+        check("[edge]\n[spool]\n[edge]", "edge.toml:3: edge: duplicate key");
     }
 
     #[test]

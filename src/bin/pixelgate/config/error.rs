@@ -29,3 +29,10 @@ pub(super) fn key_of(path: &KeyPath) -> String {
     let key = path.to_string();
     if key == "." { String::new() } else { key }
 }
+
+/// Returns the key that `text` sets twice, if that is the mistake. The parser's message lacks it.
+pub(super) fn twice<'t>(text: &'t str, e: &toml::de::Error) -> &'t str {
+    let is_twice = e.message() == "duplicate key";
+    let found = e.span().filter(|_| is_twice).and_then(|span| text.get(span));
+    found.unwrap_or_default().trim()
+}
