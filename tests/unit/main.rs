@@ -12,6 +12,7 @@ mod path_model;
 mod portals_file;
 mod portals_rules;
 mod portals_url;
+mod portals_wait;
 mod spool_calls;
 mod spool_disk;
 mod spool_faults;

@@ -26,7 +26,7 @@ use tokio::{
 
 /// A clock that stands still until it is moved.
 #[derive(Default)]
-struct HandClock(AtomicU64);
+pub struct HandClock(AtomicU64);
 
 impl Clock for HandClock {
     fn unix_ms(&self) -> u64 {
@@ -39,7 +39,7 @@ impl Clock for HandClock {
 }
 
 /// A server that gives the next answer of a script to each request, and keeps the requests.
-struct Server {
+pub struct Server {
     address: SocketAddr,
     script: Arc<Mutex<VecDeque<Vec<u8>>>>,
     requests: Arc<Mutex<Vec<String>>>,
@@ -71,7 +71,7 @@ impl Server {
         Server { address, script, requests, running }
     }
 
-    fn answers(&self, head: &str, body: impl AsRef<[u8]>) {
+    pub fn answers(&self, head: &str, body: impl AsRef<[u8]>) {
         let (head, body) = (head.replace('\n', "\r\n"), body.as_ref());
         let length = body.len();
         let head =
@@ -106,12 +106,12 @@ async fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap().to_ascii_lowercase()
 }
 
-struct Rig {
+pub struct Rig {
     dir: tempfile::TempDir,
-    server: Server,
-    clock: Arc<HandClock>,
+    pub server: Server,
+    pub clock: Arc<HandClock>,
     config: Config,
-    portals: Portals,
+    pub portals: Portals,
 }
 
 impl Rig {
@@ -119,7 +119,7 @@ impl Rig {
         Rig::with(path, Config::default()).await
     }
 
-    async fn with(path: &str, config: Config) -> Rig {
+    pub async fn with(path: &str, config: Config) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start().await;
         let source = format!("http://{}{path}", server.address);
@@ -136,7 +136,7 @@ impl Rig {
     }
 
     /// Waits until events of this portal are allowed. Panics after a minute.
-    async fn until_allowed(&self, portal: u64) {
+    pub async fn until_allowed(&self, portal: u64) {
         let wait = async {
             while verdict(&self.portals, portal) != PortalVerdict::Allowed {
                 tokio::task::yield_now().await;
@@ -146,11 +146,11 @@ impl Rig {
         waited.unwrap_or_else(|_| panic!("{portal}: {:?}", self.portals.status().last_failure));
     }
 
-    async fn look(&self) -> Refreshed {
+    pub async fn look(&self) -> Refreshed {
         self.portals.refresh(RefreshMode::Routine).await
     }
 
-    async fn fails(&self, what: &str) {
+    pub async fn fails(&self, what: &str) {
         let before = self.portals.status();
         assert_eq!(self.look().await, Refreshed::Failed, "{what}");
         let status = self.portals.status();
@@ -484,68 +484,6 @@ async fn watching_fetches_at_once_and_ends_when_stopped() {
     let watching = tokio::spawn(rig.portals.clone().watch(stopped));
     rig.until_allowed(11).await;
     // A refresh that is asked for happens at once.
-    rig.server.answers("200 OK", "22\n");
-    rig.portals.reload();
-    rig.until_allowed(22).await;
-    stop.send(true).unwrap();
-    watching.await.unwrap();
-}
-
-/// The seconds until the server is asked again, because its last answer asked for a wait.
-fn wait_seconds(rig: &Rig) -> Option<u64> {
-    let at = rig.portals.status().retry_at_ms;
-    at.map(|at| (at - rig.clock.unix_ms()) / 1000)
-}
-
-#[tokio::test]
-async fn the_wait_that_a_server_asks_for_is_in_the_status_until_its_next_answer() {
-    let config = Config { refresh_seconds: 7, ..Config::default() };
-    let rig = Rig::with("/l.txt", config).await;
-    rig.server.answers("200 OK\nRetry-After: 20", "11\n");
-    assert_eq!(rig.look().await, Refreshed::Swapped);
-    assert_eq!(wait_seconds(&rig), None, "a list needs no second request");
-    for (answer, wait) in [
-        ("503 No\nRetry-After: 20", Some(20)),
-        ("429 No\nRetry-After: 20", Some(20)),
-        // The clock of the test stands at 2026-12-31 00:00:00.
-        ("503 No\nRetry-After: Thu, 31 Dec 2026 00:01:00 GMT", Some(60)),
-        ("503 No\nRetry-After: Thu, 31 Dec 2026 23:00:00 GMT", Some(3600)),
-        ("503 No\nRetry-After: 999999999999", Some(3600)),
-        ("503 No\nRetry-After: 0", Some(7)),
-        ("503 No\nRetry-After: soon", None),
-        ("404 No\nRetry-After: 20", Some(20)),
-        ("503 No", None),
-        ("500 No\nRetry-After: 20", Some(20)),
-    ] {
-        rig.server.answers(answer, "");
-        rig.fails(": answered ").await;
-        assert_eq!(wait_seconds(&rig), wait, "{answer}");
-    }
-    rig.server.answers("200 OK", "11\n");
-    assert_eq!(rig.look().await, Refreshed::Same);
-    assert_eq!(wait_seconds(&rig), None);
-}
-
-#[tokio::test]
-async fn a_server_is_not_asked_before_the_time_it_names_but_on_sighup() {
-    let config = Config { refresh_seconds: 1, ..Config::default() };
-    let rig = Rig::with("/l.txt", config).await;
-    rig.server.answers("503 No\nRetry-After: 3", "");
-    rig.server.answers("200 OK", "11\n");
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let begin = std::time::Instant::now();
-    let watching = tokio::spawn(rig.portals.clone().watch(stopped));
-    rig.until_allowed(11).await;
-    let waited = begin.elapsed();
-    assert!(waited >= Duration::from_secs(3), "asked again after {waited:?}");
-
-    rig.server.answers("503 No\nRetry-After: 3600", "");
-    let deferred = async {
-        while rig.portals.status().retry_at_ms.is_none() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), deferred).await.expect("the wait");
     rig.server.answers("200 OK", "22\n");
     rig.portals.reload();
     rig.until_allowed(22).await;
