@@ -159,12 +159,7 @@ fn take_over(
 ) -> io::Result<Lane> {
     let &AdoptionInputs { routing, quarantine, reading: common } = with;
     let &Reading { upstreams, book, lanes, .. } = common;
-    let file = reading.open(&dir.join(CURSOR), Open::Ensure)?;
-    // The newer slot may be in the page cache only. It must be durable before the older one is
-    // written.
-    file.sync_data()?;
-    let (cursor_file, cursor) = CursorFile::load(file)?;
-    let cursor = cursor.filter(|cursor| cursor.lane == id);
+    let (cursor_file, cursor) = open_cursor(reading, &dir, id)?;
     let salt = salt(reading, &dir, id, Some(&*lock), cursor.as_ref())?;
     remove_leftovers(reading, &dir)?;
     // The process may have ended before a name was durable. The next cursor proves the segments
@@ -221,6 +216,16 @@ fn take_over(
         _ = lane.save_cursor();
     }
     Ok(lane)
+}
+
+/// The cursor of a lane, which is made if the lane has none.
+fn open_cursor(fs: &dyn Fs, dir: &Path, id: u64) -> io::Result<(CursorFile, Option<Cursor>)> {
+    let file = fs.open(&dir.join(CURSOR), Open::Ensure)?;
+    // The newer slot may be in the page cache only. It must be durable before the older one is
+    // written.
+    file.sync_data()?;
+    let (file, cursor) = CursorFile::load(file)?;
+    Ok((file, cursor.filter(|cursor| cursor.lane == id)))
 }
 
 /// The outcome for a lane whose process lives.
