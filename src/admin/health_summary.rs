@@ -67,6 +67,7 @@ pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
         .or_else(|| portals_refuse(&snapshot.portals))
         .or_else(|| upstream_holds_back(snapshot))
         .or_else(|| draining(snapshot))
+        .or_else(|| waits_for_predecessor(snapshot))
         .or_else(|| spool_fills(snapshot))
         .or_else(|| portals_are_old(&snapshot.portals))
         .or_else(|| fault(snapshot))
@@ -134,8 +135,13 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
 pub fn is_in_trouble(route: &delivery::Status) -> bool {
     match route.state {
         // Records of a newer version and events that are held back are a fault of their own, which
-        // `fault` shows.
-        State::Ok | State::NewerRecords | State::HeldBack | State::Stopped => false,
+        // `fault` shows. Each upgrade makes events wait for the older process, which
+        // `waits_for_predecessor` shows.
+        State::Ok
+        | State::PredecessorLives
+        | State::NewerRecords
+        | State::HeldBack
+        | State::Stopped => false,
         State::Retrying => route.trouble_seconds.is_some_and(|s| s >= HICCUP_SECONDS),
         State::Down | State::Misconfigured | State::DeadLettersFailing | State::SpoolUnreadable => {
             true
@@ -151,6 +157,15 @@ fn draining(snapshot: &Snapshot) -> Option<HealthSummary> {
         "This edge is about to stop. It still accepts events.".to_owned(),
         "Nothing to do: balancers send their requests elsewhere, and events on disk are delivered \
          after the next start.",
+    )
+}
+
+fn waits_for_predecessor(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let waits = |route: &&delivery::Status| route.state == State::PredecessorLives;
+    let name = &snapshot.routes.iter().find(waits)?.name;
+    notice(
+        format!("Events for upstream {name} wait until the older process of this spool has ended."),
+        "They keep the order of each portal. If the older process does not stop by itself, stop it.",
     )
 }
 
@@ -378,6 +393,11 @@ mod tests {
             |snapshot| snapshot.portals.fresh = false,
             Level::Notice,
             &["1,000,000 portals, stays"],
+        );
+        check(
+            |snapshot| snapshot.routes[0].state = State::PredecessorLives,
+            Level::Notice,
+            &["collector wait until the older process", "stop it"],
         );
         check(
             |snapshot| snapshot.spool.seconds_to_full = Some(600),

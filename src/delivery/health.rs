@@ -28,6 +28,8 @@ pub enum State {
     DeadLettersFailing,
     /// Events of the spool cannot be read. They are tried again each second.
     SpoolUnreadable,
+    /// Events wait until an older process, which delivers the events before them, has ended.
+    PredecessorLives,
     /// Events that a newer version wrote wait for it, and nothing else does.
     NewerRecords,
     /// Events wait in lanes of the spool that are not held, until older lanes are delivered to all
@@ -47,6 +49,7 @@ impl State {
             State::Misconfigured => "misconfigured",
             State::DeadLettersFailing => "dead_letters_failing",
             State::SpoolUnreadable => "spool_unreadable",
+            State::PredecessorLives => "predecessor_lives",
             State::NewerRecords => "newer_records",
             State::HeldBack => "held_back",
             State::Stopped => "stopped",
@@ -70,7 +73,7 @@ struct Inner {
     /// Attempts that failed since something was delivered.
     failures: u32,
     /// One throttle for the line about a change to each state.
-    throttles: [LogThrottle; 9],
+    throttles: [LogThrottle; 10],
     /// Whether the last line in the log is a warning or an error, so that a recovery is logged.
     alarmed: bool,
 }
@@ -137,9 +140,10 @@ impl Health {
         }
         match state {
             // The first record of a newer version is logged where it is read, and what is held
-            // back is logged by the spool.
+            // back is logged by the spool. Each upgrade makes events wait for the older process.
             State::Ok
             | State::Retrying
+            | State::PredecessorLives
             | State::NewerRecords
             | State::HeldBack
             | State::Stopped => {

@@ -50,7 +50,8 @@ pub struct Monitor {
     faults: Faults,
     /// Says which events wait in lanes of the spool that are not held.
     acknowledger: Acknowledger,
-    /// Since when events cannot be read from the spool, in milliseconds since 1970.
+    /// Since when events cannot be read from the spool or wait for an older process, in milliseconds
+    /// since 1970.
     unreadable_ms: AtomicU64,
     /// When the worker ran last.
     ticked_at: Mutex<Instant>,
@@ -115,7 +116,8 @@ impl Monitor {
         self.lag.set(i64::try_from(self.lag_seconds()).unwrap_or(i64::MAX));
     }
 
-    /// Whether events of the spool can be read at present.
+    /// Whether the events of the spool can be read at present, and need not wait for an older
+    /// process.
     pub fn set_readable(&self, readable: bool) {
         let before = self.unreadable_ms.load(Relaxed);
         match (readable, before == NEVER) {

@@ -97,16 +97,20 @@ impl DeliveryWorker {
     /// The worker of one route, not running yet. `limits` are those in force, and `stopping` says
     /// when it is to stop.
     pub fn new(
-        route: Route,
+        mut route: Route,
         options: &Options,
         limits: watch::Receiver<RouteLimits>,
         stopping: watch::Receiver<Stop>,
     ) -> DeliveryWorker {
+        let in_order = route.upstream.keeps_portal_order();
+        if in_order {
+            route.reader.keep_order();
+        }
         let Route { name, upstream, batch, attempts_max, .. } = &route;
         let letters = DeadLetters::new(&options.dead_dir, name, options.dead_bytes_max);
         // `order = "portal"`: N queues with one batch each in flight. Otherwise one queue with N
         // batches.
-        let (in_order, concurrency) = (upstream.keeps_portal_order(), upstream.concurrency_max());
+        let concurrency = upstream.concurrency_max();
         let queue =
             |_| Queue { batcher: Batcher::new(batch.clone()), is_busy: false, seeks_probe: false };
         let now = Instant::now();
@@ -393,7 +397,8 @@ impl DeliveryWorker {
     /// Sets the state, which says what events wait for.
     pub(super) fn note_state(&mut self, now: Instant) {
         let readable = !self.reader.is_failing();
-        self.monitor.set_readable(readable);
+        let waits_for_predecessor = self.reader.waits_for_predecessor();
+        self.monitor.set_readable(readable && !waits_for_predecessor);
         let health = &self.monitor.health;
         let troubles = self.monitor.tracker.troubles();
         let is_down =
@@ -404,6 +409,7 @@ impl DeliveryWorker {
             () if is_down && self.monitor.tracker.oldest_ms().is_some() => State::Down,
             () if troubles.failing > 0 => State::Retrying,
             () if !readable => State::SpoolUnreadable,
+            () if waits_for_predecessor => State::PredecessorLives,
             () if self.newer_records.wait() => State::NewerRecords,
             () if self.acknowledger.is_held_back() => State::HeldBack,
             () => State::Ok,

@@ -150,6 +150,8 @@ impl SpoolState {
             lane.withdraw_held(&self.bounds);
             folded.push(lane);
         }
+        let is_taken = |id: u64| taken.iter().any(|key| key.0 == id);
+        self.predecessors.note(&found.of_other_processes, is_taken);
         self.note_living(found.living, |key| taken.contains(&key) || absorbed.contains(&key));
         let mut unheld = self.unheld.lock();
         for lane in unheld.extract_if(.., |lane| tried.contains(&lane.key.0)) {
@@ -193,6 +195,7 @@ impl SpoolState {
         living.retain(|lane| ids.contains(&lane.key.0));
         self.book.retain_living(|id| living.iter().any(|lane| lane.key.0 == id));
         drop(living);
+        self.predecessors.retain(ids);
         // The own lane does not count as adopted.
         let held = lanes.len() - usize::from(self.own().is_some()) + folded.len();
         let room = self.adopter.held_max().saturating_sub(held);

@@ -19,6 +19,7 @@ use super::fs::Fs;
 use super::lane::Lane;
 use super::metering::book::Book;
 use super::parker::Parker;
+use super::predecessors::Predecessors;
 use super::read::counts::Counts;
 use super::recovery::adoption::{Adopter, Unheld};
 use super::recovery::living::Living;
@@ -99,6 +100,9 @@ pub struct SpoolState {
     pub unheld: Mutex<Vec<Unheld>>,
     /// The totals of lanes whose processes live. Changed with `lanes` locked.
     pub living: Mutex<Vec<Living>>,
+    /// The lanes of living processes, for which an upstream that keeps an order waits. Changed
+    /// with `lanes` locked.
+    pub predecessors: Predecessors,
     pub upstreams: Vec<Upstream>,
     pub quarantine: Arc<Quarantine>,
     pub disk_faults: Arc<DiskFaults>,
@@ -138,6 +142,7 @@ impl SpoolState {
             held_back: AtomicBool::new(false),
             taken: AtomicBool::new(false),
         };
+        let predecessors = Predecessors::new(env.clock.monotonic());
         SpoolState {
             config: ArcSwap::from_pointee(config.clone()),
             durability: config.durability,
@@ -163,6 +168,7 @@ impl SpoolState {
             folded: Mutex::default(),
             unheld: Mutex::default(),
             living: Mutex::default(),
+            predecessors,
             upstreams: upstreams.iter().map(upstream).collect(),
             quarantine,
             disk_faults: faults,

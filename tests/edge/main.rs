@@ -40,6 +40,7 @@ mod legacy;
 mod logs;
 mod metering;
 mod nginx;
+mod order;
 mod origins;
 #[cfg(feature = "otlp")]
 mod otlp;

@@ -20,6 +20,7 @@ const STATES = {
   misconfigured: ["■ misconfigured", "trouble"],
   dead_letters_failing: ["■ dead letters fail", "trouble"],
   spool_unreadable: ["■ spool unreadable", "trouble"],
+  predecessor_lives: ["▲ waits for the old process", "notice"],
   newer_records: ["▲ newer records wait", "notice"],
   held_back: ["▲ held back", "notice"],
   stopped: ["○ stopped", "notice"],

@@ -14,6 +14,7 @@ use crate::spool::fs::File;
 use crate::spool::lane::Lane;
 use crate::spool::metering::table::OTHER;
 use crate::spool::missing;
+use crate::spool::predecessors::PredecessorWait;
 use crate::spool::record_id::RecordId;
 use crate::spool::recovery::count_foreign::{each_routed, stretches};
 use crate::spool::recovery::returned::find_missing;
@@ -41,6 +42,8 @@ pub struct Reader {
     upstream: usize,
     scanners: HashMap<u64, (Scanner, Arc<dyn File>)>,
     unreadable: Unreadable,
+    /// `None`: the upstream keeps no order.
+    predecessor_wait: Option<PredecessorWait>,
     /// The bytes of foreign records that the current read has passed over.
     passed_bytes: usize,
 }
@@ -58,7 +61,28 @@ impl Reader {
         let name = &state.upstreams[upstream].name;
         let limit = Arc::clone(&state.unreadable_seconds_max);
         let unreadable = Unreadable::new(Arc::clone(&state.disk_faults), name, limit);
-        Reader { state, upstream, scanners: HashMap::new(), unreadable, passed_bytes: 0 }
+        Reader {
+            state,
+            upstream,
+            scanners: HashMap::new(),
+            unreadable,
+            predecessor_wait: None,
+            passed_bytes: 0,
+        }
+    }
+
+    /// Makes this reader wait with a lane while an older one belongs to another process, for
+    /// [`PREDECESSOR_SECONDS_MAX`] after the start at most.
+    ///
+    /// [`PREDECESSOR_SECONDS_MAX`]: crate::spool::PREDECESSOR_SECONDS_MAX
+    pub fn keep_order(&mut self) {
+        let name = &self.state.upstreams[self.upstream].name;
+        self.predecessor_wait = Some(PredecessorWait::new(name, self.upstream));
+    }
+
+    /// Whether events wait for an older process to end. Reading is tried again each second.
+    pub fn waits_for_predecessor(&self) -> bool {
+        self.predecessor_wait.as_ref().is_some_and(PredecessorWait::waits)
     }
 
     /// Waits until at least one record is readable, and returns up to `events_max` records of up to
@@ -89,12 +113,17 @@ impl Reader {
     /// cache.
     pub fn try_read(&mut self, events_max: usize, bytes_max: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
+        let predecessors = &self.state.predecessors;
+        let older = self.predecessor_wait.as_mut().and_then(|wait| wait.begin(predecessors));
         let lanes = self.state.lanes();
         self.scanners.retain(|id, _| lanes.iter().any(|lane| lane.id == *id));
         self.unreadable.retain(&lanes);
         let mut bytes = 0;
         self.passed_bytes = 0;
         for lane in lanes {
+            if older.is_some_and(|older| self.must_wait(&lane, older)) {
+                break;
+            }
             loop {
                 match self.read_pass(&lane, events_max, bytes_max, &mut bytes, &mut entries) {
                     Ok(pass) => {
@@ -125,6 +154,18 @@ impl Reader {
     /// A handle that acknowledges the records of this reader.
     pub fn acknowledger(&self) -> Acknowledger {
         Acknowledger { state: Arc::clone(&self.state), upstream: self.upstream }
+    }
+
+    /// Whether this lane waits for the lane `older`, which belongs to another process.
+    fn must_wait(&mut self, lane: &Lane, older: u64) -> bool {
+        let (now, until) = (self.state.clock.monotonic(), self.state.predecessors.until);
+        let Some(wait) = &mut self.predecessor_wait else { return false };
+        let must_wait = wait.must_wait(lane, older, until, now);
+        if must_wait {
+            // Maintenance wakes this reader at its next turn.
+            self.state.retry_reads();
+        }
+        must_wait
     }
 
     fn read_pass(

@@ -58,7 +58,9 @@ pub struct Adoptions {
     pub adopted: Vec<Arc<Lane>>,
     /// The lanes that could be taken over but are not held now, oldest first.
     pub unheld: Vec<Unheld>,
-    /// The totals of the lanes whose processes live.
+    /// The numbers of the lanes whose processes live.
+    pub of_other_processes: Vec<u64>,
+    /// The totals of these lanes, as far as they could be read.
     pub living: Vec<Living>,
     /// The lanes whose totals another lane has, and which only need to be removed.
     pub absorbed: Vec<LaneKey>,
@@ -116,6 +118,7 @@ impl Adopter {
                     }
                 }
                 Ok(Adoption::Living { absorbed, totals }) => {
+                    found.of_other_processes.push(id);
                     found.absorbed.extend(absorbed);
                     match totals {
                         Ok(totals) => found.living.extend(totals),
