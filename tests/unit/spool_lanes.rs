@@ -362,7 +362,9 @@ fn runs_that_the_cursor_has_no_room_for_survive_a_power_loss() {
 #[test]
 fn at_the_bound_of_runs_reading_waits_and_one_acknowledgement_lets_it_go_on() {
     let fs = SimFs::new(1);
-    let spool = with_events(&fs, 2 * RUNS_MAX + 2_000);
+    drop(with_events(&fs, 2 * RUNS_MAX + 2_000));
+    let config = Config { bytes_max: ByteSize::mib(64), ..config() };
+    let spool = open(&fs.process(), &config, &["up"]);
     let mut reader = spool.reader("up").expect("configured");
     let mut record_ids = Vec::new();
     while record_ids.len() <= 2 * RUNS_MAX {
@@ -373,10 +375,16 @@ fn at_the_bound_of_runs_reading_waits_and_one_acknowledgement_lets_it_go_on() {
     let acknowledger = reader.acknowledger();
     assert!(acknowledger.is_at_bound());
     assert!(read(&mut reader).1.is_empty());
+    append_all(&spool, &["a"]);
+    assert_eq!(read(&mut reader).0, ["a"], "the bound is that of one lane");
+    reader.keep_order();
+    append_all(&spool, &["b"]);
+    assert!(read(&mut reader).1.is_empty(), "the events of an older lane come first");
     acknowledger.acknowledge(&record_ids[2..3], Ack::Delivered);
     assert!(!acknowledger.is_at_bound());
     record_ids.extend(read_all(&mut reader));
-    assert_eq!(record_ids.len(), 2 * RUNS_MAX + 2_000);
+    assert_eq!(record_ids.len(), 2 * RUNS_MAX + 2_000 + 1);
+    assert!(record_ids.is_sorted());
 }
 
 #[test]

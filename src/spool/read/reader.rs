@@ -139,7 +139,7 @@ impl Reader {
                 }
             }
             let is_over = entries.len() >= events_max || bytes >= bytes_max;
-            if is_over || self.passed_bytes >= PASSED_BYTES_MAX {
+            if is_over || self.passed_bytes >= PASSED_BYTES_MAX || self.must_end_first(&lane) {
                 break;
             }
         }
@@ -166,6 +166,11 @@ impl Reader {
             self.state.retry_reads();
         }
         must_wait
+    }
+
+    /// Whether later lanes must wait because too many separate events of this one are stuck.
+    fn must_end_first(&self, lane: &Lane) -> bool {
+        self.predecessor_wait.is_some() && !lane.state().positions[self.upstream].has_room()
     }
 
     fn read_pass(
