@@ -50,8 +50,8 @@ pub struct Monitor {
     faults: Faults,
     /// Says which events wait in lanes of the spool that are not held.
     acknowledger: Acknowledger,
-    /// Since when events cannot be read from the spool or wait for an older process, in milliseconds
-    /// since 1970.
+    /// Since when events cannot be read from the spool or wait for an older process, in
+    /// milliseconds since 1970.
     unreadable_ms: AtomicU64,
     /// When the worker ran last.
     ticked_at: Mutex<Instant>,

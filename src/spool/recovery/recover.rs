@@ -162,8 +162,7 @@ fn take_over(
     let (cursor_file, cursor) = open_cursor(reading, &dir, id)?;
     let salt = salt(reading, &dir, id, Some(&*lock), cursor.as_ref())?;
     remove_leftovers(reading, &dir)?;
-    // The process may have ended before a name was durable. The next cursor proves the segments
-    // that are found now, so a power loss must not remove their names.
+    // The next cursor proves the segments that are found now, so their names must be durable.
     reading.sync_dir(&dir)?;
     let survey = survey(reading, &dir, id, salt, Some(quarantine))?;
     let mut segment_index = rebuild(reading, &dir, id, salt, &survey, quarantine)?;
