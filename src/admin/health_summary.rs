@@ -165,7 +165,7 @@ fn waits_for_predecessor(snapshot: &Snapshot) -> Option<HealthSummary> {
     let name = &snapshot.routes.iter().find(waits)?.name;
     notice(
         format!("Events for upstream {name} wait until the older process of this spool has ended."),
-        "They keep the order of each portal. If the older process does not stop by itself, stop it.",
+        "They keep the order of each portal. If the older process does not end, stop it.",
     )
 }
 

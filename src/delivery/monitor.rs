@@ -182,8 +182,8 @@ impl Monitor {
         *self.ticked_at.lock() = Instant::now();
     }
 
-    /// Says that the upstream takes nothing if the worker has not run for [`STUCK_SECONDS`], because
-    /// its thread hangs in a call of the system, as on a disk that does not answer.
+    /// Says that the upstream takes nothing if the worker has not run for [`STUCK_SECONDS`],
+    /// because its thread hangs in a call of the system, as on a disk that does not answer.
     fn note_hanging(&self) {
         let since = *self.ticked_at.lock();
         let seconds = since.elapsed().as_secs();

@@ -147,9 +147,8 @@ pub fn adopt(
     Ok(living_lane(&*reading, &dir, id, with))
 }
 
-/// Restores a lane whose lock is held from its files: the cursor, the segments, the counts by
-/// portal, and the positions of the upstreams. `reading` reads them, around bad sectors if need be;
-/// the lane itself uses `fs`.
+/// Restores a lane whose lock is held from its files: cursor, segments, counts by portal, positions.
+/// `reading` reads them, around bad sectors if need be; the lane itself uses `fs`.
 fn take_over(
     fs: Arc<dyn Fs>,
     reading: &dyn Fs,
@@ -210,8 +209,7 @@ fn take_over(
     state.take_back_totals();
     drop(state);
     if has_new {
-        // Otherwise the account of the upstream would vanish if the process were killed now and the
-        // upstream removed. After an error, maintenance tries again.
+        // A kill must not lose the account of a new upstream. After an error, maintenance tries again.
         _ = lane.save_cursor();
     }
     Ok(lane)
@@ -220,8 +218,7 @@ fn take_over(
 /// The cursor of a lane, which is made if the lane has none.
 fn open_cursor(fs: &dyn Fs, dir: &Path, id: u64) -> io::Result<(CursorFile, Option<Cursor>)> {
     let file = fs.open(&dir.join(CURSOR), Open::Ensure)?;
-    // The newer slot may be in the page cache only. It must be durable before the older one is
-    // written.
+    // The newer slot must be durable before the older one is written.
     file.sync_data()?;
     let (file, cursor) = CursorFile::load(file)?;
     Ok((file, cursor.filter(|cursor| cursor.lane == id)))
