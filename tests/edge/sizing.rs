@@ -160,8 +160,10 @@ fn an_outage_of_the_log_costs_nothing_and_a_lost_disk_what_waited_on_it() {
         let formula = send(edge, range(n, BEFORE..BEFORE + DURING));
         wait_for("what waits", || edge.upstream("collector")["pending"] == DURING);
         let held = edge.status()["spool"]["bytes"].as_u64().unwrap();
-        // Delivered events are trimmed by whole segments, and this segment is not full.
-        assert!(held >= formula && held <= formula + SEGMENT_BYTES, "{held}");
+        // Delivered events are trimmed by whole segments, and this segment is not full. What is
+        // delivered of a segment is counted by the mean size of its events.
+        let range = formula - formula / 100..=formula + SEGMENT_BYTES;
+        assert!(range.contains(&held), "{held} and not {formula}");
     }
 
     // One edge is killed and starts again on its disk; another one loses its disk.
