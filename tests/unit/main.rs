@@ -20,6 +20,7 @@ mod spool_kill;
 mod spool_lanes;
 mod spool_loom;
 mod spool_model;
+mod spool_order;
 mod spool_portals;
 mod spool_power;
 mod spool_recovery;

@@ -147,7 +147,7 @@ pub fn adopt(
     Ok(living_lane(&*reading, &dir, id, with))
 }
 
-/// Restores a lane whose lock is held from its files: cursor, segments, counts by portal, positions.
+/// Restores a lane whose lock is held from its files: cursor, segments, counts, positions.
 /// `reading` reads them, around bad sectors if need be; the lane itself uses `fs`.
 fn take_over(
     fs: Arc<dyn Fs>,
@@ -209,7 +209,7 @@ fn take_over(
     state.take_back_totals();
     drop(state);
     if has_new {
-        // A kill must not lose the account of a new upstream. After an error, maintenance tries again.
+        // A kill must not lose the account of a new upstream. Maintenance tries again.
         _ = lane.save_cursor();
     }
     Ok(lane)
