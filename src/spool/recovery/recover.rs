@@ -218,7 +218,7 @@ fn take_over(
 /// The cursor of a lane, which is made if the lane has none.
 fn open_cursor(fs: &dyn Fs, dir: &Path, id: u64) -> io::Result<(CursorFile, Option<Cursor>)> {
     let file = fs.open(&dir.join(CURSOR), Open::Ensure)?;
-    // The newer slot must be durable before the older one is written.
+    // The newer slot may be in the page cache. It must be durable before the other is written.
     file.sync_data()?;
     let (file, cursor) = CursorFile::load(file)?;
     Ok((file, cursor.filter(|cursor| cursor.lane == id)))
