@@ -115,7 +115,10 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
         ),
         State::DeadLettersFailing => trouble(
             format!("The dead letters of upstream {name} cannot be written; {wait}."),
-            format!("Last error: {error}. Make their folder below spool.dir writable.{room}"),
+            format!(
+                "Last error: {error}. Make their folder below spool.dir writable, or make room \
+                 there with `pixelgate dead replay` or `dead drop`.{room}"
+            ),
         ),
         State::SpoolUnreadable => trouble(
             format!("Events for upstream {name} cannot be read from the spool; {wait}."),
