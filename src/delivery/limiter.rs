@@ -1,8 +1,12 @@
 //! Limits the batches in flight by additive increase and multiplicative decrease (AIMD).
 //!
-//! The limit starts at 1. It grows by 1 each time as many attempts have succeeded as it allows at
+//! The limit starts at 2. It grows by 1 each time as many attempts have succeeded as it allows at
 //! once. An attempt that meets backpressure halves it, but attempts that were in flight together
-//! halve it only once. It stays between 1 and the configured bound.
+//! halve it only once. It stays between 2 and the configured bound, so that one attempt that hangs
+//! until its timeout leaves room for another, unless the bound itself is 1.
+
+/// The limit at the start, and the smallest one.
+const LIMIT_MIN: usize = 2;
 
 /// The number of batches that one upstream may have in flight, which follows its answers.
 #[derive(Debug)]
@@ -29,19 +33,25 @@ pub struct Permit {
 impl Limiter {
     /// A limiter that never allows more than `max` (at least 1) attempts at once.
     pub fn new(max: usize) -> Limiter {
-        Limiter { max: max.max(1), limit: 1.0, in_flight: 0, decreases: 0, renewals: 0 }
+        let limit = max.clamp(1, LIMIT_MIN) as f64;
+        Limiter { max: max.max(1), limit, in_flight: 0, decreases: 0, renewals: 0 }
+    }
+
+    /// The limit below which no attempt brings it.
+    fn min(&self) -> f64 {
+        self.max.min(LIMIT_MIN) as f64
     }
 
     /// Allows at most `max` (at least 1) attempts at once from now on. Attempts under way go on.
     pub fn set_max(&mut self, max: usize) {
         self.max = max.max(1);
-        self.limit = self.limit.min(self.max as f64);
+        self.limit = self.limit.clamp(self.min(), self.max as f64);
     }
 
     /// Begins anew, because the attempts go elsewhere from now on. Attempts under way go on and no
     /// longer count: one that hangs must not keep the next one waiting.
     pub fn renew(&mut self) {
-        (self.limit, self.in_flight) = (1.0, 0);
+        (self.limit, self.in_flight) = (self.min(), 0);
         self.renewals += 1;
     }
 
@@ -71,7 +81,7 @@ impl Limiter {
         let is_current = permit.renewals == self.renewals;
         if is_current && permit.decreases == self.decreases {
             self.decreases += 1;
-            self.limit = (self.limit / 2.0).max(1.0);
+            self.limit = (self.limit / 2.0).max(self.min());
         }
         self.give_back(permit);
     }
@@ -103,7 +113,7 @@ mod tests {
     fn it_grows_by_about_one_a_round_up_to_its_bound() {
         let mut limiter = Limiter::new(8);
         let mut last = round(&mut limiter, Limiter::grow);
-        assert_eq!(last, 1);
+        assert_eq!(last, 2);
         for _ in 0..40 {
             let now = round(&mut limiter, Limiter::grow);
             assert!(now == last || now == last + 1, "{last} then {now}");
@@ -113,11 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn back_pressure_halves_it_once_a_round_down_to_one() {
+    fn back_pressure_halves_it_once_a_round_down_to_two() {
         let mut limiter = Limiter::new(8);
         (0..40).for_each(|_| _ = round(&mut limiter, Limiter::grow));
         let sizes: Vec<_> = (0..5).map(|_| round(&mut limiter, Limiter::shrink)).collect();
-        assert_eq!(sizes, [8, 4, 2, 1, 1]);
+        assert_eq!(sizes, [8, 4, 2, 2, 2]);
     }
 
     #[test]
@@ -126,15 +136,27 @@ mod tests {
         let hanging = [limiter.take(), limiter.take(), limiter.take()];
         assert!(!limiter.has_room());
         limiter.renew();
-        let current = limiter.take();
+        let current = [limiter.take(), limiter.take()];
         assert!(!limiter.has_room());
         let [first, second, third] = hanging;
         limiter.give_back(first);
         limiter.grow(second);
         limiter.shrink(third);
         assert!(!limiter.has_room());
-        limiter.grow(current);
+        current.into_iter().for_each(|permit| limiter.give_back(permit));
         assert_eq!(round(&mut limiter, Limiter::give_back), 2);
+    }
+
+    #[test]
+    fn a_bound_of_one_is_kept() {
+        let mut limiter = Limiter::new(1);
+        assert_eq!(round(&mut limiter, Limiter::grow), 1);
+        assert_eq!(round(&mut limiter, Limiter::shrink), 1);
+        limiter.set_max(3);
+        assert_eq!(round(&mut limiter, Limiter::shrink), 2);
+        limiter.set_max(1);
+        limiter.renew();
+        assert_eq!(round(&mut limiter, Limiter::grow), 1);
     }
 
     #[test]
@@ -153,7 +175,7 @@ mod tests {
         let mut limiter = Limiter::new(8);
         (0..10).for_each(|_| _ = round(&mut limiter, Limiter::grow));
         let before = limiter.limit;
-        assert!(before >= 2.0);
+        assert!(before >= 3.0);
         for _ in 0..100 {
             let permit = limiter.take();
             limiter.grow(permit);

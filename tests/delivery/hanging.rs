@@ -41,7 +41,7 @@ async fn attempts_of_which_none_ends_are_down_and_a_fault() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_goes_elsewhere_waits_for_no_attempt_that_hangs() {
+async fn one_attempt_that_hangs_after_a_start_leaves_room_for_others() {
     let upstream = Timed::new(|attempt, _| match attempt {
         0 => (300 * SECOND, Outcome::Delivered),
         _ => (SECOND / 100, Outcome::Delivered),
@@ -49,13 +49,29 @@ async fn what_goes_elsewhere_waits_for_no_attempt_that_hangs() {
     let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
     rig.accept(20);
     sleep(SECOND).await;
+    rig.accept(100);
+    sleep(3 * SECOND).await;
+    assert_eq!(rig.counts("own").delivered, 100);
+    rig.until_counts("own", |counts| counts.delivered == 120).await;
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_elsewhere_waits_for_no_attempt_that_hangs() {
+    let upstream = Timed::new(|attempt, _| match attempt {
+        0 | 1 => (300 * SECOND, Outcome::Delivered),
+        _ => (SECOND / 100, Outcome::Delivered),
+    });
+    let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
+    rig.accept(40);
+    sleep(SECOND).await;
     rig.accept(40);
     sleep(10 * SECOND).await;
-    assert_eq!(rig.counts("own").delivered, 0, "one attempt at a time, until one succeeds");
+    assert_eq!(rig.counts("own").delivered, 0, "two attempts at a time, until one succeeds");
     upstream.settings.store(1, SeqCst);
     sleep(3 * SECOND).await;
     assert_eq!(rig.counts("own").delivered, 40);
-    rig.until_counts("own", |counts| counts.delivered == 60).await;
+    rig.until_counts("own", |counts| counts.delivered == 80).await;
     rig.stop().await;
 }
 
