@@ -101,34 +101,48 @@ pub fn mark_delivered(file: &File, offsets: &[u64]) -> io::Result<()> {
 }
 
 /// Rewrites the file line by line, and removes it where nothing remains. The caller holds the
-/// replay's lock. A crash leaves the old file or the new one.
+/// replay's lock, so that nothing but appends changes the file meanwhile. A crash leaves the old
+/// file or the new one.
 pub fn rewrite(files: &Files, path: &Path, edit: impl FnMut(&Line) -> LineEdit) -> io::Result<()> {
     let Some(lines) = Lines::open(files, path)? else { return Ok(()) };
-    // Appends wait from here on. Lines that were added since the length of the file was read are
-    // copied.
-    let _lock = files.lock()?;
     let new = path.with_extension("ndjson.new");
-    match write_new(lines, &mut File::open(path)?, &new, edit) {
-        Ok(0) => {
-            fs::remove_file(path)?;
-            fs::remove_file(&new)?;
-        }
-        Ok(_) => fs::rename(&new, path)?,
-        Err(e) => {
-            let _ = fs::remove_file(&new);
-            return Err(e);
-        }
+    let replaced = replace(files, lines, path, &new, edit);
+    if replaced.is_err() {
+        let _ = fs::remove_file(&new);
     }
-    files.sync()
+    replaced.and_then(|()| files.sync())
 }
 
-/// Writes what remains of the old file, durably. Returns its length in bytes.
+fn replace(
+    files: &Files,
+    lines: Lines,
+    path: &Path,
+    new_path: &Path,
+    edit: impl FnMut(&Line) -> LineEdit,
+) -> io::Result<()> {
+    let mut old = File::open(path)?;
+    let (mut new, read) = write_new(lines, &mut old, new_path, edit)?;
+    // An upstream's letters do not wait for the many lines above, only for what was appended
+    // meanwhile.
+    let _lock = files.lock()?;
+    let bytes = old.metadata()?.len();
+    copy(&mut old, read, bytes, &mut new)?;
+    new.sync_all()?;
+    if new.metadata()?.len() == 0 {
+        fs::remove_file(path)?;
+        return fs::remove_file(new_path);
+    }
+    fs::rename(new_path, path)
+}
+
+/// Writes what remains of these lines of the old file, durably. Returns the new file, and the
+/// length in bytes of what was read of the old one.
 fn write_new(
     mut lines: Lines,
     old: &mut File,
     path: &Path,
     mut edit: impl FnMut(&Line) -> LineEdit,
-) -> io::Result<u64> {
+) -> io::Result<(File, u64)> {
     let was = old.metadata()?;
     let mut options = OpenOptions::new();
     let new = options.write(true).create(true).truncate(true).mode(FILE_MODE).open(path)?;
@@ -154,13 +168,45 @@ fn write_new(
         }
         kept_from = lines.offset;
     }
-    copy(old, kept_from, was.len(), &mut new)?;
+    copy(old, kept_from, lines.offset, &mut new)?;
     let new = new.into_inner().map_err(io::IntoInnerError::into_error)?;
     new.sync_all()?;
-    Ok(new.metadata()?.len())
+    Ok((new, lines.offset))
 }
 
 fn copy(from: &mut File, start: u64, end: u64, to: &mut impl Write) -> io::Result<()> {
     from.seek(SeekFrom::Start(start))?;
     io::copy(&mut Read::take(from, end.saturating_sub(start)), to).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::dead_letters::{DeadLetters, Reason};
+    use crate::upstream::Failure;
+
+    #[test]
+    fn letters_are_appended_while_a_rewrite_goes_through_the_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::new(dir.path(), "u", 1 << 20);
+        let letter = |n: u64| Letter::new("u", n, Reason::Rejected, &Failure::new("x"), b"record");
+        letters.append(&[letter(0), letter(1)]).unwrap();
+        let files = Files::new(dir.path(), "u");
+        let path = dir.path().join("u.ndjson");
+        let mut next = 2;
+        let append_and_remove = |_: &Line| {
+            letters.append(&[letter(next)]).unwrap();
+            next += 1;
+            LineEdit::Remove
+        };
+        rewrite(&files, &path, append_and_remove).unwrap();
+        let mut left = Lines::open(&files, &path).unwrap().unwrap();
+        for n in [2, 3] {
+            let Content::Letter(found) = left.next().unwrap().unwrap().content else { panic!() };
+            assert_eq!(found.time, letter(n).time);
+        }
+        assert!(left.next().unwrap().is_none());
+        rewrite(&files, &path, |_| LineEdit::Remove).unwrap();
+        assert!(!path.exists());
+    }
 }
