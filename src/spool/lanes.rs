@@ -162,7 +162,7 @@ impl SpoolState {
             unheld.push(lane);
         }
         unheld.sort_by_key(|lane| lane.key);
-        removed::report(&lanes, self.upstreams.len(), &self.faults);
+        removed::report(&lanes, &unheld, self.upstreams.len(), &self.faults);
         drop((lanes, folded, unheld));
         missing::report(&self.lanes(), &self.disk_faults);
         self.wake_readers();

@@ -7,22 +7,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::lane::Lane;
-use super::read::counts::Counts;
+use super::recovery::adoption::Unheld;
 use crate::telemetry::faults::{FaultKind, Faults};
 
 /// Logs each removed upstream and raises a fault for it. `configured` is the number of configured
 /// upstreams, whose positions come first in each lane.
-pub fn report(lanes: &[Arc<Lane>], configured: usize, faults: &Faults) {
-    let mut waiting: BTreeMap<String, Counts> = BTreeMap::new();
+pub fn report(lanes: &[Arc<Lane>], unheld: &[Unheld], configured: usize, faults: &Faults) {
+    let mut waiting: BTreeMap<String, u64> = BTreeMap::new();
+    let mut add = |(name, events)| *waiting.entry(name).or_default() += events;
     for lane in lanes {
-        let state = lane.state();
-        for position in state.positions.iter().skip(configured) {
-            let counts = waiting.entry(position.name.clone()).or_default();
-            counts.add(position.totals(state.end()));
-        }
+        lane.state().waiting_for_removed(configured).for_each(&mut add);
     }
-    let pending = waiting.into_iter().map(|(name, counts)| (name, counts.pending()));
-    for (name, events) in pending.filter(|(_, events)| *events > 0) {
+    unheld.iter().for_each(|lane| lane.removed.iter().cloned().for_each(&mut add));
+    for (name, events) in waiting.into_iter().filter(|(_, events)| *events > 0) {
         let waiting = match events {
             1 => "1 event waits".to_owned(),
             _ => format!("{events} events wait"),

@@ -343,16 +343,32 @@ fn the_cursor_of_one_lane_does_not_keep_the_others() {
     assert!(!deliver(&mut rig.reader()).contains(&99), "the own cursor was written");
 }
 
+/// Makes lanes of killed processes, each with one event for these upstreams.
+fn killed_lanes(fs: &SimFs, lanes: u64, upstreams: &[&str]) {
+    for number in 0..lanes {
+        let process = fs.process();
+        let spool = open(&process, &config(), upstreams);
+        append_all(&spool, &[&format!("{:02}", number % 100)]);
+        fs.kill(&process);
+    }
+}
+
+#[test]
+fn a_removed_upstream_is_named_also_where_the_limit_on_files_holds_back_its_events() {
+    let fs = SimFs::new(1);
+    killed_lanes(&fs, 100, &["up"]);
+    killed_lanes(&fs, 50, &["up", "gone"]);
+    let few = Env { lane_files_max: 64, ..Env::system() };
+    let rig = Rig::open_with(&fs, &config(), few);
+    rig.assert_faults(&[(FaultKind::UpstreamRemoved, "50 events wait for upstream gone")]);
+    close(&rig.spool);
+}
+
 #[test]
 fn any_number_of_lanes_is_counted_and_delivered_with_few_files_open() {
     const LANES: u64 = 200;
     let fs = SimFs::new(1);
-    for number in 0..LANES {
-        let process = fs.process();
-        let spool = open(&process, &config(), &["up"]);
-        append_all(&spool, &[&format!("{:02}", number % 100)]);
-        fs.kill(&process);
-    }
+    killed_lanes(&fs, LANES, &["up"]);
     let few = Env { lane_files_max: 64, ..Env::system() };
     let rig = Rig::open_with(&fs, &config(), few);
     let up = of(&rig.spool, "up");

@@ -73,6 +73,8 @@ pub struct Unheld {
     pub counts: Vec<Counts>,
     /// When the oldest event was received that waits for each upstream: see `oldest.rs`.
     pub oldest_ms: Vec<Option<u64>>,
+    /// The upstreams that are not configured any more, each with the number of events that wait.
+    pub removed: Vec<(String, u64)>,
     pub held_bytes: u64,
 }
 
@@ -147,8 +149,9 @@ impl Adopter {
         let oldest_ms = oldest_ms(lane, &self.upstreams, routing, self.received_ms, now_ms);
         let state = lane.state();
         let counts = state.positions.iter().map(|position| position.totals(state.end())).collect();
+        let removed = state.waiting_for_removed(self.upstreams.len()).collect();
         let held_bytes = state.segment_index.held_bytes(state.low());
-        Unheld { key: lane.key(), counts, oldest_ms, held_bytes }
+        Unheld { key: lane.key(), counts, oldest_ms, removed, held_bytes }
     }
 
     /// Raises a fault for each of these lanes. Without the lock of the folder, which cannot be
