@@ -79,7 +79,13 @@ impl LetterQueue {
 
     /// Whether the last write failed, or the one under way takes long.
     pub fn is_failing(&self, now: Instant) -> bool {
-        self.failures > 0 || !self.writing.is_empty() && now > self.began + SLOW
+        self.failures > 0 || self.slow_write(now).is_some()
+    }
+
+    /// How long the write under way has taken, if that is more than [`SLOW`].
+    pub fn slow_write(&self, now: Instant) -> Option<Duration> {
+        let taken = now.saturating_duration_since(self.began);
+        (!self.writing.is_empty() && taken > SLOW).then_some(taken)
     }
 
     /// Begins the next write if it is due and none is under way.

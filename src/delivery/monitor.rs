@@ -53,6 +53,9 @@ pub struct Monitor {
     /// Since when events cannot be read from the spool or wait for an older process, in
     /// milliseconds since 1970.
     unreadable_ms: AtomicU64,
+    /// When the oldest event that waits was received, in milliseconds since 1970, and since when
+    /// it is the oldest one.
+    oldest: Mutex<Option<(u64, Instant)>>,
     /// When the worker ran last.
     ticked_at: Mutex<Instant>,
 }
@@ -76,6 +79,7 @@ impl Monitor {
             faults: options.faults.clone(),
             acknowledger: route.reader.acknowledger(),
             unreadable_ms: AtomicU64::new(NEVER),
+            oldest: Mutex::default(),
             ticked_at: Mutex::new(Instant::now()),
         }
     }
@@ -85,13 +89,19 @@ impl Monitor {
         self.batches.with_label_values(&[self.name.as_str(), outcome]).inc();
     }
 
-    /// Age in seconds of the oldest event that waits; 0 if none waits.
+    /// Age in seconds of the oldest event that waits; 0 if none waits. A clock that is set back
+    /// makes no event younger than the time for which this process has seen it wait.
     pub fn lag_seconds(&self) -> u64 {
         let unreadable_ms = Some(self.unreadable_ms.load(Relaxed)).filter(|ms| *ms != NEVER);
         let unread_ms = unreadable_ms.into_iter().chain(self.acknowledger.unheld_ms());
         let oldest_ms = self.tracker.oldest_ms().into_iter().chain(unread_ms).min();
-        let now = self.clock.unix_ms();
-        oldest_ms.map_or(0, |received_ms| now.saturating_sub(received_ms) / 1000)
+        let mut oldest = self.oldest.lock();
+        if oldest_ms != oldest.map(|(received_ms, _)| received_ms) {
+            *oldest = oldest_ms.map(|received_ms| (received_ms, Instant::now()));
+        }
+        let Some((received_ms, seen_at)) = *oldest else { return 0 };
+        let age_ms = self.clock.unix_ms().saturating_sub(received_ms);
+        seen_at.elapsed().as_secs().max(age_ms / 1000)
     }
 
     pub fn status(&self) -> Status {
@@ -144,6 +154,13 @@ impl Monitor {
              halved, and an event that fails alone attempts_max times becomes a dead letter.",
         );
         self.note_stuck();
+        self.note(
+            FaultKind::DeadLetters,
+            self.health.read().0 == State::DeadLettersFailing,
+            || format!("The dead letters of upstream {name} cannot be written: {error}."),
+            "Their events wait on disk, and the write is tried again by itself. If the file has \
+             reached its bound, send its letters again or drop them (pixelgate dead).",
+        );
         self.note(
             FaultKind::RunAheadBound,
             bound.is_some(),
@@ -206,7 +223,12 @@ impl Monitor {
     /// The worker has ended.
     pub fn stopped(&self) {
         self.health.stopped();
-        for kind in [FaultKind::Poison, FaultKind::UpstreamStuck, FaultKind::RunAheadBound] {
+        for kind in [
+            FaultKind::Poison,
+            FaultKind::UpstreamStuck,
+            FaultKind::DeadLetters,
+            FaultKind::RunAheadBound,
+        ] {
             self.faults.clear(kind, &self.name);
         }
     }
@@ -233,8 +255,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_worker_that_hangs_is_down_and_a_fault_until_it_runs_again() {
+    fn start() -> (tempfile::TempDir, Spool, Options, Monitor) {
         let dir = tempfile::tempdir().unwrap();
         let config = Config { dir: dir.path().join("spool"), ..Config::default() };
         let spool = Spool::open(&config, &["a".to_owned()], Env::system()).unwrap();
@@ -243,6 +264,27 @@ mod tests {
         let route = Route { name: "a".to_owned(), upstream, batch, attempts_max: 0, reader };
         let options = Options::new(dir.path().join("dead"));
         let monitor = Monitor::new(&route, &options);
+        (dir, spool, options, monitor)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_back_hides_no_event_that_waits() {
+        let (_dir, spool, options, monitor) = start();
+        assert_eq!(monitor.lag_seconds(), 0);
+        let an_hour_ahead = options.clock.unix_ms() + 3_600_000;
+        monitor.tracker.set_aside(an_hour_ahead);
+        assert_eq!(monitor.lag_seconds(), 0);
+        tokio::time::advance(Duration::from_secs(90)).await;
+        assert_eq!(monitor.lag_seconds(), 90);
+        // An older one is younger to this process.
+        monitor.tracker.set_aside(an_hour_ahead - 1);
+        assert_eq!(monitor.lag_seconds(), 0);
+        spool.close(Duration::from_secs(10)).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_hangs_is_down_and_a_fault_until_it_runs_again() {
+        let (_dir, spool, options, monitor) = start();
         tokio::time::advance(Duration::from_secs(STUCK_SECONDS - 1)).await;
         assert_eq!((monitor.status().state, options.faults.list().len()), (State::Ok, 0));
         tokio::time::advance(Duration::from_secs(2)).await;

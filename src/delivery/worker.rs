@@ -374,6 +374,10 @@ impl DeliveryWorker {
             let why = format!("no attempt has ended for {seconds} seconds");
             self.monitor.health.hangs(self.ended_at, why);
         }
+        if let Some(taken) = self.letters.slow_write(now) {
+            let why = format!("a write of dead letters has taken {} seconds", taken.as_secs());
+            self.monitor.health.failed_here(&why);
+        }
         self.note_state(now);
         self.monitor.set_lag();
         self.monitor.note_faults(self.bound());

@@ -33,6 +33,8 @@ pub enum FaultKind {
     Poison,
     /// The upstream takes nothing, and events wait for it.
     UpstreamStuck,
+    /// The dead letters of an upstream cannot be written.
+    DeadLetters,
     /// So many separate events are stuck that no further events are read for the upstream.
     RunAheadBound,
     /// Events wait for an upstream that is not configured.
@@ -66,13 +68,14 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that `/metrics` shows a zero for each kind without faults.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::PortalsUnstored,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
+        Self::DeadLetters,
         Self::RunAheadBound,
         Self::UpstreamRemoved,
         Self::NewerRecords,
@@ -98,6 +101,7 @@ impl FaultKind {
             Self::SpoolRefuses => "spool_refuses",
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",
+            Self::DeadLetters => "dead_letters",
             Self::RunAheadBound => "run_ahead_bound",
             Self::UpstreamRemoved => "upstream_removed",
             Self::NewerRecords => "newer_records",

@@ -423,6 +423,11 @@ async fn a_letter_of_a_newer_version_waits_for_it() {
     rig.stop().await;
 }
 
+async fn wait_fault(rig: &Rig, is_raised: bool) {
+    let is_named = || rig.faults.list().iter().any(|fault| fault.what.as_str() == "dead_letters");
+    rig.until("collector", |_| is_named() == is_raised).await;
+}
+
 /// While `block` lasts, letters cannot be written: their events wait, and others are delivered.
 async fn check_blocked<T>(block: impl Fn(&Path) -> T, unblock: impl Fn(&Path, T)) {
     let backend = Backend::start(refusing(&["5"])).await;
@@ -430,9 +435,11 @@ async fn check_blocked<T>(block: impl Fn(&Path) -> T, unblock: impl Fn(&Path, T)
     let blocked = block(&rig.dead_dir());
     rig.accept(100);
     rig.until("collector", |s| s.state.as_str() == "dead_letters_failing").await;
+    wait_fault(&rig, true).await;
     assert_eq!(rig.counts("collector").dead, 0);
     unblock(&rig.dead_dir(), blocked);
     rig.settled("collector").await;
+    wait_fault(&rig, false).await;
     assert_eq!(rig.counts("collector").dead, 1);
     assert_eq!(rig.check("collector", &backend.events()), 0);
     rig.stop().await;
