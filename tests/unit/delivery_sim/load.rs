@@ -1,8 +1,8 @@
 //! The most attempts that a worker may have under way, as far as the upstream can know it.
 //!
-//! A worker begins with one attempt at a time, may begin one more for each that succeeds, and
-//! halves that number when an attempt meets backpressure. If there are more attempts, the worker
-//! has not halved it.
+//! A worker begins with two attempts at a time, may begin one more for each that succeeds, and
+//! halves that number, not below two, when an attempt meets backpressure. If there are more
+//! attempts, the worker has not halved it.
 
 use std::collections::BTreeMap;
 
@@ -21,9 +21,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// One at a time, and never more than `max`.
+    /// Two at a time, and never more than `max`.
     pub fn new(max: usize) -> Load {
-        Load { max, bound: 1, successes: 0, begun: BTreeMap::new(), pressed_at: None }
+        Load { max, bound: max.min(2), successes: 0, begun: BTreeMap::new(), pressed_at: None }
     }
 
     /// An attempt begins. Says whether there are too many of them now.
@@ -50,7 +50,7 @@ impl Load {
     /// The attempt met backpressure: it, or another one since it began, has halved the bound.
     pub fn pressed(&mut self, attempt: u64) {
         let began = self.begun.remove(&attempt).unwrap_or(self.successes);
-        let halved = (self.max / 2).max(1) + (self.successes - began) as usize;
+        let halved = (self.max / 2).max(self.max.min(2)) + (self.successes - began) as usize;
         self.bound = self.bound.min(halved);
         self.pressed_at = Some(Instant::now());
     }
