@@ -33,7 +33,7 @@
 
 use super::counts::Column;
 use crate::spool::format::{u32_at, u64_at};
-use crate::spool::read::counts::Counts as Ended;
+use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::LaneKey;
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::runs::{self, Runs};
@@ -221,7 +221,7 @@ pub fn put_marks(marks: &Marks, out: &mut Vec<u8>) {
     out.extend_from_slice(&(marks.positions.len() as u16).to_le_bytes());
     for position in &marks.positions {
         put_name(&position.name, out);
-        let Ended { delivered, dead, lost, foreign, .. } = position.below;
+        let Counts { delivered, dead, lost, foreign, .. } = position.below;
         for word in [position.start, position.low, delivered, dead, lost, foreign] {
             out.extend_from_slice(&word.to_le_bytes());
         }
@@ -297,7 +297,7 @@ fn take_position(rest: &mut &[u8]) -> Option<ConsumerPosition> {
     let bytes = u32::from_le_bytes(take(rest)?) as usize;
     let (encoded, behind) = rest.split_at_checked(bytes)?;
     *rest = behind;
-    let below = Ended { accepted: 0, delivered, dead, lost, foreign };
+    let below = Counts { accepted: 0, delivered, dead, lost, foreign };
     ConsumerPosition::new(name, start).resume(low, below, Runs::decode(low, true, encoded)?)
 }
 

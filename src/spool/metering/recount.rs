@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::book::Book;
-use super::counts::{Column, Counts};
+use super::counts::{Column, PortalCounts};
 use super::format::Marks;
 use super::table::OTHER;
 use crate::spool::fs::Fs;
-use crate::spool::read::counts::Counts as Ended;
+use crate::spool::read::counts::Counts;
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::recovery::count_foreign::{Stretch, scan};
 use crate::spool::routing::Routing;
@@ -33,7 +33,7 @@ pub struct FoundLane<'a> {
 /// The result of a recount.
 pub struct Recounted {
     /// The counts that the file does not have.
-    pub counts: Counts,
+    pub counts: PortalCounts,
     /// Whether records that the file does not count are missing.
     pub has_gap: bool,
 }
@@ -64,7 +64,7 @@ impl Uncounted<'_> {
     }
 
     /// Counts those that are damaged or missing, and whose portal is unknown.
-    fn count_unread(&self, counts: &mut Counts) {
+    fn count_unread(&self, counts: &mut PortalCounts) {
         let dead = self.dead_left.min(self.unread);
         let delivered = self.delivered_left.min(self.unread - dead);
         counts.tally(Column::Dead(self.place)).add(OTHER, dead);
@@ -86,7 +86,7 @@ pub fn recount(found: &FoundLane<'_>, book: &Book) -> io::Result<Recounted> {
     let firsts = uncounted.iter().filter_map(|upstream| upstream.ranges.first());
     let first = firsts.map(|range| range.start).fold(counted_to.min(found.end), u64::min);
     let has_gap = found.marks.is_some() && first < oldest;
-    let mut counts = Counts::default();
+    let mut counts = PortalCounts::default();
     let (mut accepted, mut numbers) = (0, book.numbering());
     for stretch in found.stretches {
         let seqs = &stretch.1;
@@ -139,7 +139,7 @@ fn uncounted<'a>(
             .find(|mark| mark.name == position.name && mark.start == position.start)
     });
     let counted: Vec<Range<u64>> = mark.map_or(Vec::new(), |mark| mark.ended().collect());
-    let sum = |of: fn(&Ended) -> u64| {
+    let sum = |of: fn(&Counts) -> u64| {
         let sum = |position: &ConsumerPosition| {
             of(&position.below).saturating_add(of(&position.runs().totals()))
         };
