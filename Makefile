@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run test simulate power soak fleet attacks bench check package help
+.PHONY: run test simulate power soak fuzz fleet attacks bench check package help
 
 run: ## Build and start the edge on the sample configuration
 	@.ci/need cc cmake
@@ -39,6 +39,10 @@ attacks: ## Measure what attacks cost, next to nginx (docs/security.md)
 bench: ## Measure next to nginx and the other yardsticks (README, "Figures")
 	@.ci/need cc cmake nginx valgrind
 	cargo bench --locked
+
+fuzz: ## Fuzz the judge, the path guard and the server for SECONDS (600)
+	@.ci/need cc c++ cmake
+	.ci/fuzz $(or $(SECONDS),600) judge path connection
 
 check: ## What CI does
 	@.ci/run
