@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::fs::{File, create_dir_durable, is_absent};
 use super::lane::Lane;
-use super::metering::counts::PortalCounts;
+use super::metering::counts::Tallies;
 use super::metering::living::Found;
 use super::missing;
 use super::read::cursor::LaneKey;
@@ -176,7 +176,7 @@ impl SpoolState {
             let since_ms = lane.seen.as_ref().map_or(0, |seen| seen.since_ms);
             self.book.set_living(lane.key.0, &lane.portals, since_ms);
             living.retain(|before| before.key.0 != lane.key.0);
-            living.push(Living { portals: Found::Further(PortalCounts::default()), ..lane });
+            living.push(Living { portals: Found::Further(Tallies::default()), ..lane });
         }
         living.retain(|lane| !is_counted(lane.key));
         self.book.retain_living(|id| living.iter().any(|lane| lane.key.0 == id));

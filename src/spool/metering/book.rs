@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::counts::{Column, PortalCounts, Totals};
+use super::counts::{Column, Tallies, Totals};
 use super::living::{Found, LivingLanes};
 use super::table::{GROWTH, OTHER, PORTALS_MAX, Table};
 use super::{Metered, Metering};
@@ -49,7 +49,7 @@ struct Pages {
     /// The totals of the lanes whose process lives, which are in none of the other fields.
     living: LivingLanes,
     /// The open counts of each lane.
-    open: BTreeMap<u64, PortalCounts>,
+    open: BTreeMap<u64, Tallies>,
     /// The sums over all portals: accepted, rejected, delivered.
     sums: [u64; 3],
     /// See [`Book::since_ms`]; 0 if it is not known.
@@ -135,7 +135,7 @@ impl Book {
     }
 
     /// Counts the records in `staged` as accepted.
-    pub fn count_staged(&self, mut staged: &[u8], counts: &mut PortalCounts) {
+    pub fn count_staged(&self, mut staged: &[u8], counts: &mut Tallies) {
         let mut numbers = self.numbering();
         while staged.len() >= RECORD_HEADER_BYTES {
             let (record, rest) = staged.split_at(format::record_bytes(staged).min(staged.len()));
@@ -148,7 +148,7 @@ impl Book {
 
     /// Adds counts of a lane to its open ones, and empties `counts`. The lane's state must be
     /// locked.
-    pub fn add(&self, lane: u64, counts: &mut PortalCounts) {
+    pub fn add(&self, lane: u64, counts: &mut Tallies) {
         if counts.is_empty() {
             return;
         }
@@ -206,7 +206,7 @@ impl Book {
 
     /// Takes out the open counts of a lane, to be written. They stay in the totals. The lane's
     /// state must be locked.
-    pub fn take_out(&self, lane: u64) -> PortalCounts {
+    pub fn take_out(&self, lane: u64) -> Tallies {
         let today = self.today();
         let mut pages = self.pages.lock();
         if lane == self.own.load(Relaxed) {
@@ -231,7 +231,7 @@ impl Book {
     /// Adds the counts of a lane that was taken over to the totals, in place of those that were
     /// known while its process lived. They are complete from `since_ms` on, in milliseconds since
     /// 1970. 0: from the beginning of the lane.
-    pub fn take_in(&self, lane: u64, counts: &[&PortalCounts], since_ms: u64) {
+    pub fn take_in(&self, lane: u64, counts: &[&Tallies], since_ms: u64) {
         let today = self.today();
         let mut pages = self.pages.lock();
         pages.living.retain(|living| living != lane);
@@ -384,7 +384,7 @@ fn is_request(column: Column) -> bool {
 }
 
 impl Pages {
-    fn add_sums(&mut self, counts: &PortalCounts) {
+    fn add_sums(&mut self, counts: &Tallies) {
         self.sums.iter_mut().zip(counts.sums()).for_each(|(sum, events)| *sum += events);
     }
 
@@ -439,7 +439,7 @@ mod tests {
 
     /// Counts an event of each of these portals as accepted.
     fn accept(book: &Book, portals: &[u64]) {
-        let mut counts = PortalCounts::default();
+        let mut counts = Tallies::default();
         for portal in portals {
             let payload = portal.to_le_bytes();
             let staged = [&format::stage(&payload)[..], &payload].concat();

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::book::Book;
-use super::counts::PortalCounts;
+use super::counts::Tallies;
 use super::format::{self, Item, Marks, RawColumn};
 use crate::spool::fs::{Fs, Open, read_block};
 use crate::spool::lane_files::PORTALS;
@@ -16,7 +16,7 @@ use crate::spool::read::cursor::LaneKey;
 #[derive(Default)]
 pub struct Contents {
     /// The counts of the lane, and those of folded lanes that count here.
-    pub counts: PortalCounts,
+    pub counts: Tallies,
     /// Up to where the file counts. `None`: the file has no entry that says it.
     pub marks: Option<Marks>,
     /// The records of each upstream that went to the dead letters, if they have ended.

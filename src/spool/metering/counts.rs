@@ -4,7 +4,7 @@
 use super::table::GROWTH;
 use super::tally::Tally;
 
-/// The number of columns whose memory [`PortalCounts::empty`] keeps.
+/// The number of columns whose memory [`Tallies::empty`] keeps.
 const COLUMNS_KEPT: usize = 2;
 
 /// What is counted of a portal. An upstream is named by its place in the list of names of
@@ -24,7 +24,7 @@ pub enum Column {
 }
 
 impl Column {
-    /// The place of the column's sum among those of [`PortalCounts::sums`], if it is a part of one.
+    /// The place of the column's sum among those of [`Tallies::sums`], if it is a part of one.
     pub fn sum(self) -> Option<usize> {
         match self {
             Column::Accepted(_) => Some(0),
@@ -37,9 +37,9 @@ impl Column {
 
 /// Counts of events by column and by the number of the portal.
 #[derive(Debug, Default)]
-pub struct PortalCounts(Vec<(Column, Tally)>);
+pub struct Tallies(Vec<(Column, Tally)>);
 
-impl PortalCounts {
+impl Tallies {
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|(_, tally)| tally.is_empty())
     }
@@ -52,7 +52,7 @@ impl PortalCounts {
         &mut self.0[at].1
     }
 
-    pub fn append(&mut self, other: PortalCounts) {
+    pub fn append(&mut self, other: Tallies) {
         for (column, tally) in other.0 {
             self.tally(column).append(tally);
         }

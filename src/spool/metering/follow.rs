@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::book::Book;
 use super::contents::{Contents, Sound};
-use super::counts::PortalCounts;
+use super::counts::Tallies;
 use super::format::{self, ENTRY_HEADER_BYTES};
 use super::living::Found;
 use crate::spool::fs::{File, Fs, Open, read_block};
@@ -44,7 +44,7 @@ pub fn follow(
 ) -> io::Result<(Found, Option<Seen>)> {
     let file = match fs.open(&dir.join(PORTALS), Open::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok((Found::Whole(PortalCounts::default()), None));
+            return Ok((Found::Whole(Tallies::default()), None));
         }
         other => other?,
     };

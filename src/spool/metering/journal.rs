@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::book::Book;
 use super::contents::{Contents, Sound, each_count};
-use super::counts::{Column, PortalCounts};
+use super::counts::{Column, Tallies};
 use super::format::{self, Marks, RawColumn};
 use crate::spool::fs::{File, Fs, Open, is_absent, read_block, write_full};
 use crate::spool::lane_files::{PORTALS, PORTALS_ASIDE};
@@ -53,9 +53,9 @@ pub struct Journal {
     /// The folded lanes whose counts the file has: see [`Journal::fold`].
     folds: Folds,
     /// The counts of the file that are not in the totals yet.
-    history: PortalCounts,
+    history: Tallies,
     /// The counts that are not written yet.
-    unwritten: PortalCounts,
+    unwritten: Tallies,
     /// The positions up to which the file counts. `None`: nothing was written yet.
     written: Option<Marks>,
 }
@@ -92,8 +92,8 @@ impl Journal {
             is_spent: false,
             is_unnamed: false,
             folds: Vec::new(),
-            history: PortalCounts::default(),
-            unwritten: PortalCounts::default(),
+            history: Tallies::default(),
+            unwritten: Tallies::default(),
             written: None,
         }
     }
@@ -141,7 +141,7 @@ impl Journal {
     }
 
     /// Adds counts, which the next entry will hold.
-    pub fn add(&mut self, counts: PortalCounts) {
+    pub fn add(&mut self, counts: Tallies) {
         self.unwritten.append(counts);
     }
 
@@ -280,7 +280,7 @@ impl Journal {
         book: &Book,
         marks: &Marks,
         absorbed: &[LaneKey],
-        fold: Option<(LaneKey, PortalCounts)>,
+        fold: Option<(LaneKey, Tallies)>,
     ) -> io::Result<()> {
         self.is_spent = true;
         let (mut out, folds) = self.summary(book, absorbed, fold)?;
@@ -306,7 +306,7 @@ impl Journal {
         &self,
         book: &Book,
         absorbed: &[LaneKey],
-        fold: Option<(LaneKey, PortalCounts)>,
+        fold: Option<(LaneKey, Tallies)>,
     ) -> io::Result<(Vec<u8>, Folds)> {
         let bytes = read_block(&*self.file, self.end as usize, 0)?;
         let entries = bytes.get(format::HEADER_BYTES..).unwrap_or_default();

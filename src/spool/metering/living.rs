@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::counts::{PortalCounts, Totals};
+use super::counts::{Tallies, Totals};
 
 /// The counts that were read of a lane's file.
 pub enum Found {
     /// All of them.
-    Whole(PortalCounts),
+    Whole(Tallies),
     /// Those of the entries that are new.
-    Further(PortalCounts),
+    Further(Tallies),
 }
 
 /// The totals of each of these lanes, by the number of the lane.
@@ -19,7 +19,7 @@ pub struct LivingLanes(BTreeMap<u64, LivingLane>);
 #[derive(Default)]
 struct LivingLane {
     totals: Totals,
-    /// See [`PortalCounts::sums`].
+    /// See [`Tallies::sums`].
     sums: [u64; 3],
 }
 
@@ -54,7 +54,7 @@ impl LivingLanes {
         self.0.values().map(|lane| &lane.totals)
     }
 
-    /// The sums over all lanes and portals: see [`PortalCounts::sums`].
+    /// The sums over all lanes and portals: see [`Tallies::sums`].
     pub fn sums(&self) -> [u64; 3] {
         let each = self.0.values().map(|lane| lane.sums);
         each.fold([0; 3], |sums, lane| std::array::from_fn(|at| sums[at] + lane[at]))

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::book::Book;
-use super::counts::{Column, PortalCounts};
+use super::counts::{Column, Tallies};
 use super::format::Marks;
 use super::table::OTHER;
 use crate::spool::fs::Fs;
@@ -33,7 +33,7 @@ pub struct FoundLane<'a> {
 /// The result of a recount.
 pub struct Recounted {
     /// The counts that the file does not have.
-    pub counts: PortalCounts,
+    pub counts: Tallies,
     /// Whether records that the file does not count are missing.
     pub has_gap: bool,
 }
@@ -64,7 +64,7 @@ impl Uncounted<'_> {
     }
 
     /// Counts those that are damaged or missing, and whose portal is unknown.
-    fn count_unread(&self, counts: &mut PortalCounts) {
+    fn count_unread(&self, counts: &mut Tallies) {
         let dead = self.dead_left.min(self.unread);
         let delivered = self.delivered_left.min(self.unread - dead);
         counts.tally(Column::Dead(self.place)).add(OTHER, dead);
@@ -86,7 +86,7 @@ pub fn recount(found: &FoundLane<'_>, book: &Book) -> io::Result<Recounted> {
     let firsts = uncounted.iter().filter_map(|upstream| upstream.ranges.first());
     let first = firsts.map(|range| range.start).fold(counted_to.min(found.end), u64::min);
     let has_gap = found.marks.is_some() && first < oldest;
-    let mut counts = PortalCounts::default();
+    let mut counts = Tallies::default();
     let (mut accepted, mut numbers) = (0, book.numbering());
     for stretch in found.stretches {
         let seqs = &stretch.1;

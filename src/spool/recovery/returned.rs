@@ -9,7 +9,7 @@ use super::count_foreign::scan;
 use super::recover::{Segment, scan_to_end, survey};
 use crate::spool::fs::Open;
 use crate::spool::lane::Lane;
-use crate::spool::metering::counts::{Column, PortalCounts};
+use crate::spool::metering::counts::{Column, Tallies};
 use crate::spool::metering::table::OTHER;
 use crate::spool::segment_index::Span;
 use crate::spool::state::SpoolState;
@@ -26,7 +26,7 @@ pub fn find_missing(lane: &Lane, spool: &SpoolState) -> io::Result<bool> {
     };
     let last = survey.segments.last().filter(|last| Some(last.number) == missing_last);
     let last = last.map(|last| Returned::read(lane, spool, last, end)).transpose()?;
-    let mut counts = PortalCounts::default();
+    let mut counts = Tallies::default();
     let mut state = lane.state();
     let mut found = state.segment_index.insert(&survey.spans());
     survey.note_missing(last_number, &mut state.segment_index);
@@ -56,7 +56,7 @@ struct Returned {
     /// The number after its last record.
     end: u64,
     /// The records by portal that were in no count.
-    counts: PortalCounts,
+    counts: Tallies,
     /// The numbers of these records that are foreign to each position.
     foreign: Vec<u64>,
     /// Whether any of them is not meant for all upstreams.
@@ -70,7 +70,7 @@ impl Returned {
         let (offset, end) = scan_to_end(&*file, last, lane.salt)?;
         let names: Vec<String> =
             lane.state().positions.iter().map(|position| position.name.clone()).collect();
-        let (mut counts, mut foreign) = (PortalCounts::default(), vec![0; names.len()]);
+        let (mut counts, mut foreign) = (Tallies::default(), vec![0; names.len()]);
         let (mut routed, mut counted) = (false, 0);
         let mut numbers = spool.book.numbering();
         let span = Span::found(last.number, last.base, last.recycled, offset);

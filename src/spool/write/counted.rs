@@ -1,7 +1,7 @@
 //! The counts of a commit until it is published.
 
 use crate::spool::lane::{Lane, LaneState};
-use crate::spool::metering::counts::PortalCounts;
+use crate::spool::metering::counts::Tallies;
 use crate::spool::routing::Foreign;
 use crate::spool::state::SpoolState;
 
@@ -9,7 +9,7 @@ use crate::spool::state::SpoolState;
 #[derive(Default)]
 pub struct Counted {
     foreign: Foreign,
-    portals: PortalCounts,
+    portals: Tallies,
 }
 
 impl Counted {
