@@ -70,7 +70,7 @@ impl Beginning {
 
     /// Waits until the thread has ended.
     pub fn join(self) {
-        // So the thread does not wait until there is room in the channel.
+        // Dropped first, so that the thread does not wait for room in the channel.
         drop(self.results);
         // A panic was reported by the thread itself.
         _ = self.thread.join();

@@ -185,8 +185,9 @@ impl Config {
         self.segment_bytes.as_u64().min(fitting).max(SEGMENT_BYTES_MIN)
     }
 
-    /// The longest time of a commit before its events are refused: the deadline of the events, less
-    /// the time for which they may have lingered before.
+    /// The longest time that a commit may take before its events are refused: `commit_seconds_max`
+    /// less the linger, because events may have lingered before; but at least half of
+    /// `commit_seconds_max`.
     pub(super) fn commit_limit(&self) -> Duration {
         let deadline = Duration::from_secs(self.commit_seconds_max);
         deadline.saturating_sub(Duration::from_millis(self.linger_ms)).max(deadline / 2)

@@ -20,7 +20,8 @@ pub struct DiskFaults {
     lasting: Mutex<BTreeMap<(FaultKind, String), Lasting>>,
 }
 
-/// A loss that a start has found in the small files of a lane, and that cannot be made good.
+/// A loss that a start found in the cursor of a lane or in its counts by portal, and that cannot be
+/// repaired.
 pub struct Loss {
     pub what: FaultKind,
     pub subject: String,
@@ -40,8 +41,8 @@ impl DiskFaults {
         DiskFaults { faults, clock, lasting: Mutex::default() }
     }
 
-    /// Records that the work `doing` on `subject` failed, and is tried again. Returns the time for
-    /// which it has failed with this error without a success; another error begins anew.
+    /// Records that the work `doing` on `subject` failed and will be tried again. Returns how long
+    /// the work has failed with this error. A success or another error starts that time anew.
     pub fn raise(
         &self,
         what: FaultKind,
@@ -90,7 +91,7 @@ impl DiskFaults {
         }
     }
 
-    /// Clears the faults of this kind whose subjects are gone.
+    /// Clears the faults of this kind for whose subjects `is_there` returns false.
     pub fn retain(&self, what: FaultKind, is_there: impl Fn(&str) -> bool) {
         let mut gone = Vec::new();
         for (kind, subject) in self.lasting.lock().keys() {

@@ -144,7 +144,8 @@ impl Spool {
             state.set_stalled(true);
         }
         let maintained = Arc::clone(&state);
-        // Maintenance starts only after the two threads that create lanes and spares as well.
+        // Maintenance also creates lanes and spares, as the two threads before it do at a start. So
+        // it starts only when they have done so.
         let maintain = move || {
             beginning.join();
             if maintained.own().is_some() {
@@ -313,8 +314,9 @@ fn io_error(config: &Config) -> impl Fn(io::Error) -> OpenError + Copy {
     |source| OpenError::Io { path: config.dir.clone(), source }
 }
 
-/// Whether only an operator can end this error. An absent folder is no mistake: a missing folder is
-/// created, so it has just been removed. Where none can be created, the error is another one.
+/// Whether only an operator can end this error. `NotFound` is not such an error: a start creates
+/// missing folders, so the folder was removed just now, and the next attempt creates it again.
+/// Where no folder can be created, the error is another one.
 fn is_mistake(error: &io::Error) -> bool {
     disk_error::is_of_path(error) && error.kind() != io::ErrorKind::NotFound
 }

@@ -1,8 +1,8 @@
 //! Reports upstreams that older lanes hold back.
 //!
-//! The limit of open files allows a number of lanes at a time (`recovery/adoption.rs`): the oldest,
-//! each until all upstreams have its events. Where one upstream takes nothing, the events that
-//! other upstreams have in later lanes wait as well.
+//! The limit on open files lets this process hold only a number of adopted lanes at a time
+//! (`recovery/adoption.rs`): the oldest ones, each until all upstreams have its events. So an
+//! upstream that takes nothing also delays the events that other upstreams have in later lanes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -44,8 +44,8 @@ impl HeldBack {
     }
 }
 
-/// The upstreams that have events in lanes that are not held, and none in the adopted ones that
-/// are. There are none while an adopted lane is delivered, because its place is about to be free.
+/// The upstreams that have events in lanes that are not held, and none in the adopted lanes that
+/// are held. Empty if an adopted lane is done, because another lane soon takes its place.
 fn held_back(state: &SpoolState) -> BTreeMap<String, u64> {
     let lanes = state.lanes();
     let own = state.own().map(|own| own.id);

@@ -92,8 +92,8 @@ pub struct LaneState {
     /// The watermarks of the two slots on disk, the newer one last. Only records before both may be
     /// trimmed, so that either slot alone is enough for recovery.
     saved: [u64; 2],
-    /// The lane's file counts every record before this number by portal. Only these records may be
-    /// trimmed.
+    /// The file `portals` of the lane counts every record before this number. Only these records
+    /// may be trimmed.
     pub counted: u64,
     /// The sequence number after the last record that was answered with 200. Readers may not have
     /// reached it.
@@ -125,7 +125,8 @@ impl LaneState {
         removed.map(|position| (position.name.clone(), position.totals(self.end()).pending()))
     }
 
-    /// Adds the counts of foreign records that are published or answered with this change.
+    /// Adds the counts of foreign records, in the change of the state that publishes or answers
+    /// them.
     pub fn add_foreign(&mut self, foreign: &mut Foreign) {
         let Some(counts) = foreign.take() else { return };
         for (position, count) in self.positions.iter_mut().zip(counts) {
@@ -134,7 +135,8 @@ impl LaneState {
         (self.routed, self.dirty) = (true, true);
     }
 
-    /// Takes over the totals of upstreams that had no position when they were kept.
+    /// Moves totals out of `removed` to the positions of the same names: these upstreams are
+    /// configured again.
     pub fn take_back_totals(&mut self) {
         for position in &mut self.positions {
             position.carried.add(self.removed.take(&position.name).unwrap_or_default());

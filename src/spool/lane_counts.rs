@@ -41,8 +41,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Adds the counts of a delivered lane to this lane's file, durably. They count there from when
-    /// the cursor names that lane: see [`Lane::confirm_fold`].
+    /// Adds the counts of a delivered lane to this lane's file, durably. They count here only when
+    /// the cursor names the delivered lane: see [`Lane::confirm_fold`].
     pub fn fold_counts(&self, folded: &Lane, book: &Book) -> io::Result<()> {
         folded.save_counts(book)?;
         let folded = folded.journal.lock();

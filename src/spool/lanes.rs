@@ -53,7 +53,8 @@ impl SpoolState {
         // A folder that was just removed is created now. A file system that makes no files, such as
         // that of `/proc`, gives the same error again.
         let again = lock();
-        // A link to nothing in the place of the lock is listed, and can be removed while this runs.
+        // If the name of the lock is listed, it is a symbolic link to nothing. An operator can
+        // remove it while this process runs.
         let has_lock = || {
             self.fs
                 .list(&self.root)
@@ -79,7 +80,7 @@ impl SpoolState {
         }
     }
 
-    /// The lanes in the folder that this process has not taken over. None if the folder cannot be
+    /// The lanes in the folder that this process has not taken over. Empty if the folder cannot be
     /// listed.
     fn waiting_lanes(&self) -> Vec<u64> {
         let ids = lane_ids(&*self.fs, &self.root).unwrap_or_default();
@@ -89,8 +90,8 @@ impl SpoolState {
     /// Creates the own lane, with a number above those of all others. The caller holds the lock of
     /// the folder.
     fn make_own(&self, ids: &[u64]) -> io::Result<()> {
-        // Also above the removed lanes that other lanes mention, so that a number in the log means
-        // one lane.
+        // The number is also above those of the removed lanes that other lanes mention, so that a
+        // number in the log means one lane.
         let newest = ids.iter().copied().fold(self.newest_lane.load(Relaxed), u64::max);
         let names = &self.adopter.upstreams;
         // If there are other lanes, they say from when the counts are complete.

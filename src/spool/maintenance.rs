@@ -73,8 +73,9 @@ impl Maintenance {
         self.state.wake_failed_reads();
     }
 
-    /// Tries again to begin, which the start could not do. Events are refused until it succeeds.
-    /// Those of earlier processes are delivered meanwhile, which makes room.
+    /// Tries again what the start could not do: to adopt lanes and to create the own lane. Events
+    /// are refused until that succeeds. Events of earlier processes are delivered meanwhile, which
+    /// makes room.
     fn begin(&self) -> Option<Arc<Lane>> {
         self.state.note_start(&self.state.begin());
         self.state.own().cloned()
@@ -151,8 +152,8 @@ impl Maintenance {
     fn fold(&self, own: &Lane) {
         let lanes = self.state.lanes();
         if lanes.iter().any(|lane| lane.has_stale_fold()) {
-            // The stale fold is removed with the next write. If a lane were folded before, it might
-            // count twice.
+            // The next write removes the stale fold. If a lane were folded before that write, its
+            // counts might count twice.
             return;
         }
         // The cursor of a lane names the lanes that it has absorbed until they are removed.
@@ -259,7 +260,7 @@ impl Maintenance {
         }
     }
 
-    /// Removes the folder of a lane, if it is that of this lane. A later lane may have the same
+    /// Removes the folder `dir` if it is that of the lane `key`: a later lane may have the same
     /// number, and another spool may have taken the place of this one.
     fn remove(&self, key: LaneKey, dir: &Path) -> io::Result<()> {
         let fs = &*self.state.fs;

@@ -16,7 +16,7 @@
 //! <dir>/lane-00000001/acks-*         one for each upstream, see `read/ack_file.rs`
 //! <dir>/lane-00000001/portals        counts by portal, see `metering/`
 //! <dir>/lane-00000001/portals.new    the same while it is written anew
-//! <dir>/lane-00000001/0000000001.seg segments, oldest first; an empty file gives one up
+//! <dir>/lane-00000001/0000000001.seg segments, oldest first; see *What a disk can do* for empty ones
 //! <dir>/lane-00000001/*.spare        spares: trimmed segments, and files of zeros
 //! <dir>/lane-00000001/making         a segment that is not finished
 //! <dir>/lane-00000001/filling        a spare that is not finished
@@ -87,10 +87,11 @@
 //! | records of this group | zeros, or a recycled file's old records | this group |
 //! | the rest of the last block | as above | zeros |
 //!
-//! Bytes of the first row do not change: whichever sectors a power loss lets through, and wherever
-//! it tears one, the answered records stay sound. What it can tear are records of this group, which
-//! were not answered, and what stands behind them. Both fail the checksum, or by their length. The
-//! form of a segment is the same as without `O_DIRECT`: each version reads what the other wrote.
+//! The bytes of the first row do not change. So the answered records stay sound, whichever sectors
+//! a power loss lets through and wherever it tears one. It can tear only records of this group,
+//! which were not answered, and the bytes behind them. A reader rejects both by their checksum or
+//! their length. The form of a segment is the same as without `O_DIRECT`, so each version reads
+//! what the other wrote.
 //!
 //! The kernel removes what it has cached of these blocks, so that a reader, also one of another
 //! process, finds what was written. A reader of the same process that keeps up finds the last 1 MiB

@@ -20,7 +20,7 @@ pub const PREDECESSOR_SECONDS_MAX: u64 = 600;
 pub struct Predecessors {
     /// The numbers of the lanes.
     living: Mutex<Vec<u64>>,
-    /// When no event waits for them any more, on the monotonic clock.
+    /// When events stop waiting for these lanes, on the monotonic clock.
     pub until: Duration,
 }
 

@@ -208,7 +208,7 @@ impl SpoolState {
         }
         BUFFER.with(|buffer| match buffer.try_borrow_mut() {
             Ok(mut record) => self.append_with(&mut record, encode),
-            // The encoder appends a record itself, so that record gets a buffer of its own.
+            // The encoder of another record calls this, and its record is in the buffer.
             Err(_) => self.append_with(&mut Vec::new(), encode),
         })
     }

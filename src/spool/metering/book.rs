@@ -129,7 +129,7 @@ impl Book {
         self.table.lock().portal(number)
     }
 
-    /// The number of numbers that are in use, [`OTHER`] included.
+    /// How many numbers are in use, [`OTHER`] included.
     pub fn numbers(&self) -> usize {
         self.table.lock().len() + 1
     }
@@ -259,7 +259,7 @@ impl Book {
     }
 
     /// The time from which the totals count, in milliseconds since 1970. `None` while only another
-    /// process knows it, which has the lane with this time.
+    /// process knows it, which holds the lane whose file has this time.
     pub fn since_ms(&self) -> Option<u64> {
         Some(self.pages.lock().since_ms).filter(|since| *since > 0)
     }

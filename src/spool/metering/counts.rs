@@ -145,7 +145,7 @@ impl Totals {
         }
     }
 
-    /// Changes the two days when the other one has come, and when the clock was set back.
+    /// Swaps the two days when the other day has come, or when the clock was set back.
     fn follow_clock(&mut self, now: u32) {
         let has_come = self.other.number > self.today.number && self.other.number <= now;
         if has_come || self.today.number > now {

@@ -21,8 +21,8 @@ use crate::spool::read::cursor::LaneKey;
 pub struct Seen {
     /// The offset at which the entries that were read end.
     end: u64,
-    /// The offset of the last of them and the bytes that it begins with, which no other file has
-    /// there. If there is none, those of the file.
+    /// The offset and the header of the last entry that was read. No other file has the same bytes
+    /// there. If the file has no entry: 0 and the header of the file.
     last: (u64, Vec<u8>),
     /// The folded lanes whose counts the file has, and whether these count here.
     folds: Vec<(LaneKey, bool)>,
@@ -87,7 +87,7 @@ fn further(
         }
         let entry = read_block(file, bytes, seen.end)?;
         if format::entry(&entry, salt).is_none() {
-            // It is just being written.
+            // The process of the lane is just writing this entry.
             break;
         }
         seen.last = (seen.end, header);

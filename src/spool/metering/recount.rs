@@ -48,7 +48,7 @@ struct Uncounted<'a> {
     /// How many of the remaining records went to the dead letters, and how many were delivered.
     dead_left: u64,
     delivered_left: u64,
-    /// How many records of `ranges` the lane should hold and were not read.
+    /// How many records of `ranges` were not read, although the lane should hold them.
     unread: u64,
 }
 
@@ -63,7 +63,7 @@ impl Uncounted<'_> {
         if is_dead { Column::Dead(self.place) } else { Column::Delivered(self.place) }
     }
 
-    /// Counts those that are damaged or missing, and whose portal is unknown.
+    /// Counts the records that were not read under [`OTHER`], because their portal is unknown.
     fn count_unread(&self, counts: &mut Tallies) {
         let dead = self.dead_left.min(self.unread);
         let delivered = self.delivered_left.min(self.unread - dead);

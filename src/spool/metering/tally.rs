@@ -4,7 +4,7 @@
 const MERGED_MIN: usize = 1 << 16;
 
 /// Counts by the number of a portal. It holds at most [`MERGED_MIN`] counts, or twice as many as
-/// there are different numbers.
+/// there are different numbers, whichever is more.
 #[derive(Debug, Default)]
 pub struct Tally {
     counts: Vec<(u32, u64)>,

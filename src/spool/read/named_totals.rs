@@ -10,7 +10,8 @@ use super::counts::Counts;
 pub struct NamedTotals(pub Vec<(String, Counts)>);
 
 impl NamedTotals {
-    /// Adds the totals of another lane, unless those of `names_max` other upstreams are here.
+    /// Adds the totals of another lane. Drops those of a further upstream if `names_max` upstreams
+    /// have totals here.
     pub fn add(&mut self, name: &str, totals: Counts, names_max: usize) {
         if let Some((_, known)) = self.0.iter_mut().find(|(known, _)| known == name) {
             known.add(totals);

@@ -71,8 +71,8 @@ impl Reader {
         }
     }
 
-    /// Makes this reader wait with a lane while an older one belongs to another process, for
-    /// [`PREDECESSOR_SECONDS_MAX`] after the start at most.
+    /// Makes this reader read no lane while an older one belongs to another process, until at most
+    /// [`PREDECESSOR_SECONDS_MAX`] after the start.
     ///
     /// [`PREDECESSOR_SECONDS_MAX`]: crate::spool::PREDECESSOR_SECONDS_MAX
     pub fn keep_order(&mut self) {
@@ -282,8 +282,8 @@ impl Reader {
         offset: u64,
     ) -> Result<ReadPass, Unread> {
         if let Some(number) = view.missing_behind {
-            // Also where this segment is damaged at its end: only the missing one tells how many
-            // of the records were in this one.
+            // This holds even if this segment is damaged at its end: only the missing segment tells
+            // how many of the records were in this one.
             return self.look_for_missing(lane, number);
         }
         Ok(self.damaged(lane, view, file, offset..view.span.bytes, view.limit))

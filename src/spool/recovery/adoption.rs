@@ -105,8 +105,8 @@ impl Adopter {
     /// a later turn. `seen` is what was read before of lanes whose processes live.
     pub fn adopt(&self, ids: &[u64], room: usize, seen: &AllSeen) -> Adoptions {
         let mut found = Adoptions::default();
-        // Lanes mention each other, and it matters which of them exist. None can be removed while
-        // the folder is locked.
+        // A lane names the lanes that were folded into it, and where their counts count depends on
+        // whether their folders exist. No folder can be removed while the lock is held.
         let lanes = lane_ids(&*self.fs, &self.root);
         for &id in ids {
             let subject = lane_dir(&self.root, id).display().to_string();

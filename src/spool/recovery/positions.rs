@@ -31,11 +31,11 @@ pub(super) fn resume_marks(
     }
 }
 
-/// Restores the positions of the upstreams, and seals the index at its end. The positions of the
-/// configured upstreams come first, in their order, then those of removed upstreams for which
-/// events wait in this lane, then, as far as there is room, those of removed upstreams that have
-/// all of it: configured again, they must not get events a second time for which another upstream
-/// still waits.
+/// Restores the positions of the upstreams, and seals the index at its end. The configured
+/// upstreams come first, in their order. Removed upstreams for which events wait in this lane
+/// follow. Then, as far as there is room, come removed upstreams that have every event of the lane.
+/// Their positions are kept because, when configured again, they must not get events a second time
+/// that another upstream still keeps here.
 ///
 /// An upstream that the cursor does not name begins at the oldest record that any upstream of the
 /// lane still waited for. So no pending event is lost when an upstream is renamed, and a new

@@ -1,9 +1,9 @@
 //! Takes over the lane of a process that has ended.
 //!
 //! Only the last segment is read here, to find the end of the lane. The readers find, quarantine
-//! and count damage elsewhere when they come to it. So a start reads one segment however much
-//! waits. The content of a file never causes an error here: an error means that the disk failed,
-//! and then the lane is tried again each second.
+//! and count damage elsewhere when they come to it. So a start reads one segment of a lane, however
+//! many events wait in it. The content of a file never causes an error here: an error means that
+//! the disk failed, and then the lane is tried again each second.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -123,7 +123,7 @@ pub enum Adoption {
 pub struct AdoptionInputs<'a> {
     pub routing: &'a Routing,
     pub quarantine: &'a Quarantine,
-    /// What is needed for a lane whose process lives as well.
+    /// The inputs that a lane whose process lives needs, too.
     pub reading: &'a Reading<'a>,
 }
 
@@ -209,7 +209,7 @@ fn take_over(
     state.take_back_totals();
     drop(state);
     if has_new {
-        // A kill must not lose the account of a new upstream. Maintenance tries again.
+        // A kill must not lose the counts of a new upstream. Maintenance tries again.
         _ = lane.save_cursor();
     }
     Ok(lane)

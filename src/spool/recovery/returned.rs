@@ -1,7 +1,8 @@
 //! Takes up segments of an adopted lane that were missing and are there again.
 //!
 //! The last segment of a lane may hold records that neither the cursor nor the counts by portal
-//! know: those of the last second before a kill. They become part of the lane when it is back.
+//! know: those of the last second before a kill. These records become part of the lane when the
+//! segment is back.
 
 use std::io;
 

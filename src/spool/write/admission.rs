@@ -1,13 +1,13 @@
 //! The limits of the spool, and the check that refuses records beyond them (SPEC 6).
 //!
-//! The check runs on every append, so it consists of relaxed atomics. At a limit of gigabytes it
-//! may be some records late, and a lock would cost more.
+//! The check runs on every append, so it reads relaxed atomics, because a lock would cost more. It
+//! may notice a limit some records late, which does not matter for limits of gigabytes.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// The most bytes of records that are in memory and not yet durable. While a disk stalls, so many
-/// are queued, and further appends are refused.
+/// The most bytes of records that are in memory and not yet durable. While a disk stalls, records
+/// are queued up to this size, and further appends are refused.
 pub const PENDING_BYTES_MAX: u64 = 64 << 20;
 /// The size from which a group is committed at once and does not linger, in bytes.
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
@@ -99,7 +99,7 @@ impl Bounds {
         self.pending_bytes.load(Relaxed)
     }
 
-    /// Adds the change of the bytes that a lane holds. A decrease wraps around.
+    /// Adds the change of the bytes that a lane holds, modulo 2^64: a decrease wraps around.
     pub fn add_held_bytes(&self, difference: u64) {
         self.held_bytes.fetch_add(difference, Relaxed);
     }

@@ -144,9 +144,9 @@ impl Committer {
         let failing = state.is_failing();
         let linger = self.linger();
         if self.busy && !failing {
-            // The next event is expected soon, so it need not wake this thread.
+            // The next event is expected soon, and need not wake this thread while it dozes.
             self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
-            // A sync that ended meanwhile must not wake it a second time.
+            // A sync that ended during the doze must not wake this thread a second time.
             if state.has_staged() || self.sync_in_flight.is_some() {
                 return;
             }
@@ -230,7 +230,7 @@ impl Committer {
             self.counted.count(&taken.bytes, &self.state);
             let mut buffer = taken.bytes;
             if self.unsynced.bytes.is_empty() {
-                // Always so with one busy thread: no byte is copied.
+                // This is always so with one busy thread, and then no byte is copied.
                 std::mem::swap(&mut self.unsynced.bytes, &mut buffer);
             } else {
                 self.unsynced.bytes.extend_from_slice(&buffer);
