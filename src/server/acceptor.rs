@@ -31,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The TLS handshake of a listener. The library names no TLS backend of Pingora, so the host calls
 /// its own; the acceptor limits the time of a handshake to `header_timeout`.
 ///
-/// One that leaves the connection in the clear, as in a test:
+/// This implementation leaves the connection in the clear, as a test may:
 ///
 /// ```
 /// use async_trait::async_trait;
@@ -148,8 +148,8 @@ impl<SV> Acceptor<SV> {
         Self { name, server, listeners: Vec::new(), stopped: None }
     }
 
-    /// The same service, which stops when `stopped` becomes `true` instead: for a host that stops
-    /// its listeners before Pingora stops the server.
+    /// Makes the service stop when `stopped` becomes `true`, and not when Pingora's server stops:
+    /// for a host that stops its listeners before that.
     pub fn stop_on(self, stopped: ShutdownWatch) -> Self {
         Self { stopped: Some(stopped), ..self }
     }

@@ -25,13 +25,13 @@ pub fn poll_until(mut timer: Pin<&mut Sleep>, until: Instant, cx: &mut Context<'
     Poll::Pending
 }
 
-/// What ends the waits of a connection for its next request, beside the request: a timer and the
+/// What can end a connection's wait for its next request, other than that request: a timer and the
 /// stop of the server.
 pub struct WaitLimits<'c, F> {
     pub timer: Pin<&'c mut Sleep>,
     /// Resolves at the stop of the server.
     pub stopped: Pin<&'c mut F>,
-    /// The waker that both hold since an earlier wait. `None` at first.
+    /// The waker that the timer and the stop hold since an earlier wait. `None` at first.
     pub registered: Option<Waker>,
 }
 
@@ -46,7 +46,7 @@ impl<F: Future> WaitLimits<'_, F> {
     /// Polls whether `until` has come or the server has stopped, which changes `shutdown`.
     ///
     /// Polling the timer and the stop registers the waker again, under a lock that connections
-    /// share. So this is left out while both hold the waker and neither is ready.
+    /// share. So they are not polled while both hold the waker and neither is ready.
     pub fn poll(
         &mut self,
         until: Instant,
@@ -85,7 +85,8 @@ impl Alarm {
     /// [`Alarm::end_wait`].
     pub fn poll(&mut self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
         let until = *self.until.get_or_insert_with(|| Instant::now() + limit);
-        // A timer panics once its runtime has ended, and a connection may be used in another one.
+        // A timer panics once its runtime has ended, and a connection may be used in another
+        // runtime.
         let runtime = Handle::current().id();
         let timer = self.timer.take().filter(|(id, _)| *id == runtime);
         let timer = timer.unwrap_or_else(|| (runtime, Box::pin(sleep_until(until))));

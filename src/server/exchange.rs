@@ -4,13 +4,13 @@
 //!
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
 //! the client takes none; neither number can be configured. But Pingora reads from the origin and
-//! writes to the client in one task, through streams of this module's choice. So these streams
+//! writes to the client in one task, and this server supplies the streams for both. These streams
 //! share a value of the task: the stream of the origin gives one piece, and no further one while a
 //! write to the client waits. So at most two pieces are in memory: Pingora's read buffer, whose
 //! pages stay in use, and the piece that is being written.
 //!
-//! A wait for the client ends: the client takes bytes, which wakes the reader, or the timeout of
-//! the write ends the exchange.
+//! Every wait for the client ends: the client takes bytes, which wakes the reader, or the write
+//! times out, which ends the exchange.
 
 use super::buffered_bytes::{BufferedBytes, Reservation};
 use bytes::{Bytes, BytesMut};
@@ -25,27 +25,27 @@ pub const PIECE_BYTES_HTTP1: usize = 32 << 10;
 /// The most bytes of one piece of a response over HTTP/2. One client may have many streams, so this
 /// is less: the longest DATA frame that every client takes (RFC 9113, section 4.2).
 pub const PIECE_BYTES_HTTP2: usize = 16 << 10;
-/// The most bytes of one piece of a response of which [`LARGE_RESPONSE_BYTES`] were read. These are
-/// more than two kernels hold for a client that reads nothing, so this client reads: Linux buffers
-/// at most 4 MiB of what a socket sends (`tcp_wmem`), and as a rule less of what is received.
+/// The most bytes of one piece once [`LARGE_RESPONSE_BYTES`] of a response were read. Then the
+/// client certainly reads, because the kernels of both sides buffer less: Linux buffers at most 4
+/// MiB of what a socket sends (`tcp_wmem`), and as a rule less of what it receives.
 const LARGE_PIECE_BYTES: usize = 64 << 10;
 const LARGE_RESPONSE_BYTES: usize = 8 << 20;
 /// The most bytes of one piece while more than a small part of `edge.buffered_bytes_max` is
-/// reserved in the whole process: many exchanges at once, of which each then costs half as much
-/// memory. A download costs 1.6 times the CPU time with them.
+/// reserved in the whole process, because there are many exchanges. Each of them then costs half as
+/// much memory, but a download costs 1.6 times the CPU time.
 const PIECE_BYTES_SMALL: usize = 8 << 10;
 /// The most bytes of one piece while `edge.buffered_bytes_max` bytes wait in the whole process.
 const PIECE_BYTES_MIN: usize = 2 << 10;
-/// The bytes of `edge.buffered_bytes_max` that an exchange reserves for the bytes of its response,
-/// or of its upload, that wait in memory; and the further bytes that it reserves for large pieces.
+/// The bytes of `edge.buffered_bytes_max` that an exchange reserves for the part of its response or
+/// upload that waits in memory, and the further bytes that it reserves for large pieces.
 const RESERVED_BYTES: usize = 80 << 10;
 const LARGE_RESERVED_BYTES: usize = 64 << 10;
-/// The bytes that are given at a time while nothing of the earlier bytes was written and no write
-/// waits. The earlier bytes may be the beginning of a header or of a chunk, of which Pingora writes
+/// The bytes that one read gives while nothing of the earlier bytes was written and no write waits.
+/// The earlier bytes may be the beginning of a header or of a chunk, of which Pingora writes
 /// nothing before it is whole.
 const TRICKLE_BYTES: usize = 256;
-/// The number of times in a row that a read lets Pingora's other half of the task, or the task of
-/// an HTTP/2 connection, write first.
+/// The number of reads in a row that yield first, so that Pingora's other half of the task, or the
+/// task of an HTTP/2 connection, can write.
 const YIELDS_MAX: u32 = 2;
 
 /// The number of exchanges so far.
@@ -158,15 +158,16 @@ pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
     EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
 }
 
-/// The number of the current exchange, of which no other has the same. `None`: there is none.
+/// The number of the current exchange, which no other exchange has. `None`: there is none.
 pub fn number() -> Option<u64> {
     EXCHANGE.try_with(|exchange| exchange.number).ok()
 }
 
-/// Sends these header lines with the current request, behind its others. For a request that goes
-/// to its origin through an [`OriginConnector`](crate::http_server::OriginConnector), as every
-/// request of a [`Server`](crate::Server) can; call it in `upstream_request_filter`, which Pingora
-/// calls again for a second attempt. Three lines cost a tenth of what they cost in Pingora's maps.
+/// Sends these header lines with the current request, behind its other lines. This works for a
+/// request of a [`Server`](crate::Server) that goes to its origin through an
+/// [`OriginConnector`](crate::http_server::OriginConnector). Call it in `upstream_request_filter`,
+/// which Pingora calls again for a second attempt. Three lines cost a tenth of what they cost in
+/// Pingora's header map.
 ///
 /// Returns whether they will be sent: `false` outside of a request of a `Server`.
 ///

@@ -48,7 +48,7 @@ impl LimitsHandle {
 }
 
 impl InForce {
-    /// The present values.
+    /// The configuration in force now.
     pub fn now(gate: &PixelGate, limits: &ArcSwap<Limits>) -> InForce {
         let reloads = gate.reloads();
         let (settings, access_log) = (gate.settings(), gate.access_log());

@@ -43,7 +43,7 @@ pub struct Limits {
     pub keepalive: Duration,
     /// The longest time for one write of a response. Default: 60 s.
     pub write_timeout: Duration,
-    /// The most open connections. Default: 65,536.
+    /// The most open connections. Further ones close without a response. Default: 65,536.
     pub connections_max: usize,
     /// The most open connections per address (IPv6: per /64 network); 0: no limit. Trusted proxies
     /// and Unix sockets are exempt. Default: 0.

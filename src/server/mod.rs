@@ -42,7 +42,7 @@
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request` | parses a plain `GET`, of which event requests are answered at once |
 //! | `in_force` | the limits and settings of a request, and their replacement by a reload |
-//! | `origin_timeouts` | how long origins are waited for |
+//! | `origin_timeouts` | the timeouts of connections to origins |
 //! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
 //! | `exchange` | what the streams of client and origin share: bytes that wait, trailers, `Date` |
 //! | `buffered_bytes` | counts the bytes of bodies that wait in memory |

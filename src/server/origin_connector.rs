@@ -40,7 +40,7 @@ const MARK: &[u8] = b"pixelgate-origin";
 /// ```
 pub type Proxy<SV> = HttpProxy<SV, OriginConnector>;
 
-/// Opens connections to origins, of which Pingora reads only as much as a client takes. Pingora
+/// Opens connections to origins. Pingora reads from them only as much as the client takes, and
 /// keeps idle ones in its own pool, as it does without a connector.
 ///
 /// ```
@@ -53,7 +53,7 @@ pub type Proxy<SV> = HttpProxy<SV, OriginConnector>;
 /// ```
 pub struct OriginConnector(OriginTransport);
 
-/// Opens connections to origins: the certificates with which they are verified, the options and the
+/// What connections to origins are opened with: the trusted certificates, the options and the
 /// timeouts. A clone is another handle to the same transport.
 ///
 /// ```

@@ -123,7 +123,7 @@ impl OriginStream {
         let is_idle = match exchange::number() {
             None => true,
             Some(number) if number == self.exchange => false,
-            // Pingora looks whether this connection is closed, before another exchange uses it.
+            // Another exchange only looks whether this connection is still open before it uses it.
             Some(_) => return polled,
         };
         if std::mem::replace(&mut self.is_idle, is_idle) != is_idle {
@@ -137,8 +137,8 @@ impl OriginStream {
 
 impl Drop for OriginStream {
     fn drop(&mut self) {
-        // The stored bytes are dropped, so the client need not wait for them. An answer that was
-        // not passed on leaves no `Date` and no reason to the answer that the proxy gives instead.
+        // The stored bytes are dropped, so the client need not wait for them. The `Date` and the
+        // reason of an answer that was not passed on must not get into the proxy's own answer.
         if exchange::number() == Some(self.exchange) {
             exchange::set_request_waits(false);
             exchange::take_date();

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// timer for each wait, which costs a thirtieth of a small request.
 ///
 /// While the client of a [`Server`](crate::Server) takes nothing, nothing is read from the origin.
-/// That time does not count here, as it does for Pingora's `read_timeout`.
+/// That time does not count for `io`, although it counts for Pingora's `read_timeout`.
 ///
 /// A wait that lasts too long ends with [`TimedOut`](std::io::ErrorKind::TimedOut). Pingora passes
 /// that on as the cause of a `ReadError` or a `WriteError`, not as a `ReadTimedout` or a

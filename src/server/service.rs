@@ -91,7 +91,7 @@ impl<SV> Server<SV> {
         now
     }
 
-    /// Replaces `in_force` if there was a reload since.
+    /// Replaces `in_force` if a reload has come after it.
     pub(super) fn refresh(&self, in_force: &mut Arc<InForce>) {
         if in_force.reloads != self.gate.reloads() {
             *in_force = self.in_force();

@@ -93,8 +93,8 @@ impl Chunks {
         self.take_by(Self::after, bytes, trailers)
     }
 
-    /// Does what [`Chunks::take`] does for the answer of an origin: some fill the line of a chunk
-    /// with blanks.
+    /// Does what [`Chunks::take`] does for the answer of an origin, where blanks may follow a chunk
+    /// size: some origins fill the line of a chunk with them.
     pub fn take_of_origin(
         &mut self,
         bytes: &[u8],
@@ -146,7 +146,7 @@ impl Chunks {
         *self == Self::Trailer { bytes: 0 }
     }
 
-    /// Whether the last chunk was read: all data of the body.
+    /// Whether the last chunk was read, and with it all data of the body.
     pub fn is_behind_last_chunk(&self) -> bool {
         let is_in_section = matches!(self, Self::Trailer { .. } | Self::LastLf | Self::End);
         is_in_section || self.is_in_trailer_line()

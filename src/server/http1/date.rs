@@ -25,10 +25,10 @@ pub fn store(head: &[u8]) {
     exchange::store_date(dates.into());
 }
 
-/// The header of an answer as the client gets it, if it is another than the one that Pingora has
-/// written: with the origin's `Date`. Empty: it is the same.
+/// The header of an answer with the origin's `Date` in place of Pingora's. Empty: the header stays
+/// as Pingora has written it.
 pub fn restored(head: &[u8]) -> Bytes {
-    // Pingora leaves these as they are.
+    // Pingora passes informational answers on as they are.
     if is_informational(head) {
         return Bytes::new();
     }

@@ -67,7 +67,8 @@ struct JudgedRequest<'f> {
 enum FastPath<'f> {
     /// A whole event request, which has its verdict, and the length of its header in bytes.
     Judged(JudgedRequest<'f>, usize),
-    /// The whole header of another plain request, which has this length in bytes.
+    /// The whole header of a *plain* request: one that the fast path can parse, but no event
+    /// request. The number is the length of the header in bytes.
     Plain(usize),
     /// The request is not plain, or its header is not whole.
     Unknown,
@@ -393,7 +394,8 @@ where
         // Whether there may be another request. Pingora returns the stream in that case; it is
         // dropped here, so that `back` below receives the connection.
         let is_kept = exchange::scope(buffered, piece, has_chunks, served).await.is_some();
-        // Pingora drops each stream that it ends with; then nothing is left of the connection.
+        // The stream sends the connection back when Pingora drops it. An error means that nothing
+        // is left of the connection.
         let (mut stream, received, body) = back.await.ok()?;
         if !is_kept {
             match body.is_whole() {

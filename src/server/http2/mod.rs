@@ -118,7 +118,8 @@ where
             }
         };
         if let Some(limit) = limit {
-            // What was received of them is not worth sending on, and takes memory until it is.
+            // The connection ends, so what was received of its uploads is dropped now and not sent
+            // on.
             uploads.reset_all();
             self.admission.limit_reporter.report(limit);
         }

@@ -3,8 +3,8 @@
 //! Pingora's own session for HTTP/2 has three faults. It credits a client's window when it has read
 //! a piece of a body, not when the origin has taken the piece. It writes the last chunk twice to an
 //! HTTP/1 origin if a body closes with an empty DATA frame. And it drops 1xx responses and, as
-//! Pingora does in HTTP/1, trailers. This session has none of them. `docs/pingora.md` says which
-//! changes of Pingora would make it needless.
+//! Pingora does in HTTP/1, trailers. This session has none of these faults. `docs/pingora.md` says
+//! which changes of Pingora would make it needless.
 
 use super::uploads::Upload;
 use crate::server::exchange::{self, Side};
@@ -196,9 +196,10 @@ impl Http2Session {
         Ok(())
     }
 
-    /// The next piece of the body. Once the answer was sent whole, nothing else limits the wait: a
-    /// client that sends nothing would hold the exchange, and its connection to the origin, for as
-    /// long as it sends PINGs. After an error the `h2` crate resets the stream with NO_ERROR.
+    /// The next piece of the body. Once the whole answer was sent, the write timeout limits the
+    /// wait, because nothing else does: a client that sends nothing would hold the exchange, and
+    /// its connection to the origin, for as long as it sends PINGs. After an error the `h2` crate
+    /// resets the stream with NO_ERROR.
     async fn next_data(&mut self) -> Result<Option<Bytes>> {
         let next = self.body.data();
         let data = match self.write_timeout.filter(|_| self.ended) {
