@@ -199,7 +199,7 @@ fn shortened(text: &[u8]) -> &[u8] {
     &text[..text.len().min(TEXT_BYTES_MAX)]
 }
 
-/// As [`shortened`], between two characters.
+/// Shortens a text as [`shortened`] does, but never within a character.
 fn shortened_text(text: &str) -> &[u8] {
     &text.as_bytes()[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }

@@ -16,11 +16,11 @@ const ENTRIES_MAX: usize = 1_000_000;
 /// The files and folders that other keys name.
 #[derive(Debug, Clone, Default)]
 pub struct OtherFiles {
-    /// Each with what it is, such as `the file that edge.origin_ca names`.
+    /// Each file with what it is, such as `the file that edge.origin_ca names`.
     pub files: Vec<(String, PathBuf)>,
-    /// Each with its key.
+    /// Each folder with the key that names it.
     pub folders: Vec<(String, PathBuf)>,
-    /// Folders in which the access log may be, and which a start makes, each with its key.
+    /// Folders that a start makes, and in which the access log may be, each with its key.
     pub made: Vec<(String, PathBuf)>,
 }
 

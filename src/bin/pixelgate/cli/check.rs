@@ -50,14 +50,14 @@ pub fn diff(path: &Path, config: Config) -> ExitCode {
         Ok(running) => running,
         Err(why) => return fail(NO, why),
     };
-    // Answers at once: the check above has asked the same disk.
+    // This answers at once, because the check above has asked the same disk.
     if let Err(Unwritable { why, .. }) = writable::folder(&state_dir) {
         let _ = writeln!(
             anstream::stderr(),
             "pixelgate: edge.state_dir: {why}: the values below may be older than those in force"
         );
     } else if upgrade_socket::is_left_behind(&state_dir.join(handover::SOCKET_NAME)) {
-        // Where files can be made, a running edge has a socket of its own there.
+        // Files can be made there, so a running edge would have made its socket.
         return fail(NO, format!("{}: {NO_EDGE}", state_dir.display()));
     }
     let changes = running.changes(&values);

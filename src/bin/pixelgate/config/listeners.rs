@@ -62,8 +62,7 @@ pub fn check_sockets(edge: &Edge, admin: &Admin) -> Result<(), String> {
 }
 
 /// The key of a listener of the edge that a connection to this origin reaches. An address of this
-/// machine that a listener on all addresses takes, too, is not known as such, unless it is a
-/// loopback address.
+/// machine that is no loopback address is not recognized where the listener is on all addresses.
 fn reached_by(origin: &str, edge: &Edge, admin: &Admin) -> Option<&'static str> {
     let OriginUrl { host, port, .. } = OriginUrl::parse(origin).ok()?;
     let ips = match host.as_str() {

@@ -17,8 +17,9 @@ static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host"
 /// The most bytes of an IP address as text.
 const ADDRESS_BYTES_MAX: usize = 45;
 
-/// Sets `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host` in `request`. Those that the
-/// client sent keep their scheme and host only if the client is a trusted proxy (`trusts_peer`).
+/// Sets `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host` in `request`. The scheme and
+/// the host that the client sent in them stay only if the client is a trusted proxy
+/// (`trusts_peer`).
 pub fn add_to(request: &mut RequestHeader, session: &Session, trusts_peer: bool) -> Result<()> {
     // Nearly all requests have none: to look at each name costs less than to search for three.
     let names = [&X_FORWARDED_FOR, &X_FORWARDED_PROTO, &X_FORWARDED_HOST];

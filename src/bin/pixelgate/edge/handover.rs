@@ -61,9 +61,9 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Offers `sockets` at `path`. With `replaces`, in place of the offer of the process that this
-    /// one replaces. While the Unix socket cannot be made, it is tried again, and `faults` has the
-    /// fault `state_dir`. A disk that does not answer delays the return by
+    /// Offers `sockets` at `path`. With `replaces`, this offer takes the place of that of the old
+    /// process. While the Unix socket cannot be made, the attempt is repeated, and `faults` has the
+    /// fault `state_dir`. A disk that does not answer delays the return by at most
     /// [`super::within::START_LIMIT`].
     pub fn open(path: PathBuf, sockets: Vec<Named>, replaces: bool, faults: Faults) -> Self {
         let successor = watch::channel(Successor::None).0;
@@ -168,7 +168,7 @@ fn send_all(taker: &UnixStream, sockets: &[Named]) -> io::Result<()> {
     writer.write_all(&[END])
 }
 
-/// The sockets that this process has received from the running one, and the connection to that.
+/// The sockets that this process has received from the running one, and the connection to it.
 #[derive(Debug)]
 pub struct InheritedSockets {
     offerer: UnixStream,

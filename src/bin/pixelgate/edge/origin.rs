@@ -112,7 +112,7 @@ impl Origins {
     pub async fn looked_up(&self) {
         let mut done = self.0.set.load().looked_up.clone();
         let limit = Duration::from_secs(CONNECT_SECONDS_MAX);
-        // After a timeout no server can be chosen, and the request is answered with that.
+        // After a timeout no server can be chosen, and the request fails for that reason.
         let _ = tokio::time::timeout(limit, done.wait_for(|done| *done)).await;
     }
 

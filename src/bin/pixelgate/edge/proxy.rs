@@ -354,7 +354,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
-        // Stays so unless a response of the edge itself is sent below.
+        // This stays true unless the edge sends a response of its own below.
         ctx.is_cut = true;
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let answer = match (e.esource(), e.etype()) {

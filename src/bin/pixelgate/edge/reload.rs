@@ -131,7 +131,7 @@ impl Reloader {
         let is_at_rest = now == std::mem::replace(&mut state.seen, now);
         if at_once || (is_at_rest && now != state.read) {
             self.reload(&mut state);
-            // Not before: where a reload panics, the next look tries again.
+            // Set only after the reload: if the reload panics, the next look tries again.
             state.read = now;
         }
         if !state.is_noted {

@@ -80,7 +80,7 @@ impl Maker {
         loop {
             let began = Instant::now();
             let looked = self.look(&mut made);
-            // The start has gone on without the first socket then, and has logged that.
+            // A start that took longer has gone on without the socket, and has logged that.
             was_well &= began.elapsed() < START_LIMIT;
             let Some(listeners) = slot.upgrade() else { return };
             match looked {
@@ -100,14 +100,15 @@ impl Maker {
                 }
             }
             drop(listeners);
-            // Full or without a receiver after the first attempt, which alone is waited for.
+            // Only the first attempt is waited for. After it, the channel is full or has no
+            // receiver.
             let _ = tried.try_send(());
             std::thread::sleep(Duration::from_secs(LOOK_SECONDS));
         }
     }
 
-    /// Makes the socket if the path has none of this process and no successor. `made` identifies
-    /// the one that was made before. Returns a new listener if one was made.
+    /// Makes the socket if there is no successor and no socket of this process at the path. `made`
+    /// identifies the socket that was made last. Returns a new listener if one was made.
     fn look(&mut self, made: &mut Option<Identity>) -> io::Result<Option<UnixListener>> {
         if *self.successor.borrow() != Successor::None {
             return Ok(None);
@@ -193,8 +194,8 @@ pub fn is_left_behind(path: &Path) -> bool {
 }
 
 /// Connects to the socket at `path` and returns why that failed. Its process does not notice: a
-/// datagram socket cannot connect to one of streams, and the kernel says so (`EPROTOTYPE`) only
-/// where a process has that open.
+/// datagram socket cannot connect to a stream socket, and the kernel says so (`EPROTOTYPE`) only
+/// where a process has the stream socket open.
 fn probe(path: &Path) -> Option<Errno> {
     let connected = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
     connected.err().and_then(|e| Errno::from_io_error(&e))

@@ -18,8 +18,8 @@ const TARGETS: [&str; 2] = ["pingora", "h2"];
 
 /// The beginnings of lines that Pingora logs as errors although nothing is wrong.
 const HARMLESS: [&str; 1] = [
-    // Two requests wanted one idle connection to an origin, or it was closed meanwhile: this one
-    // opens another connection.
+    // Two requests wanted one idle connection to an origin, or that connection was closed
+    // meanwhile. The request opens another connection.
     "failed to acquire reusable stream",
 ];
 
