@@ -8,9 +8,10 @@
 //! A batch that is the probe at its first attempt may fail because of its own events and not
 //! because of the upstream. Such a failure doubles the next pause only once in [`FIRST_PROBES`]
 //! times. So a probe soon finds that an upstream works, and an upstream that does not work still
-//! gets fewer and fewer probes. A process that starts with 64 batches that the upstream never takes
-//! at the front of its spool reaches the others after 2 minutes on average; with 192, after 15.
-//! A batch that fails as the probe is halved, so that probes become small: see `conclude.rs`.
+//! gets fewer and fewer probes. If 64 batches that the upstream never takes are at the front of the
+//! spool when a process starts, it reaches the others after 2 minutes on average; with 192 such
+//! batches, after 15 minutes. A batch that fails as the probe is halved, so that probes become
+//! small: see `conclude.rs`.
 //!
 //! A batch that fails again and again says nothing about the upstream: it has a wait of its own,
 //! and only its first failure counts here. A pause that the upstream asks for ends only with its
@@ -133,8 +134,8 @@ impl Breaker {
         self.state != State::Closed || self.paused_until.is_some_and(|until| now < until)
     }
 
-    /// Whether the last [`FAILURES_MAX`] attempts failed, each whether it was the first one of its
-    /// batch or not. An attempt after which the upstream asked for a pause does not count.
+    /// Whether the last [`FAILURES_MAX`] attempts failed, the first attempts of batches and later
+    /// ones alike. An attempt after which the upstream asked for a pause does not count.
     pub fn takes_nothing(&self) -> bool {
         self.attempts_failed >= FAILURES_MAX
     }

@@ -73,7 +73,8 @@ impl DeliveryWorker {
         self.put_back(work, follow_up, now);
         self.note_state(now);
         if self.monitor.tracker.troubles().poison_events > 0 {
-            // Not only at the next tick: a batch may be halved down to its dead letter before.
+            // This does not wait for the next tick, because before it a batch may be halved down to
+            // its dead letter.
             self.monitor.note_faults(self.bound());
         }
     }
@@ -156,7 +157,7 @@ impl DeliveryWorker {
             suspect.failures = suspect.failures.saturating_add(1);
             let Suspicion { failures, deliveries } = *suspect;
             let is_alone = self.deliveries > deliveries;
-            // With 0 the event that fails waits without end, and those of its batch must not.
+            // With 0, an event that fails waits without end, but the others of its batch must not.
             let attempts_max = match self.attempts_max {
                 0 => ATTEMPTS_MAX_DEFAULT,
                 attempts_max => attempts_max,

@@ -30,7 +30,7 @@ pub enum State {
     SpoolUnreadable,
     /// Events wait until an older process, which delivers the events before them, has ended.
     PredecessorLives,
-    /// Events that a newer version wrote wait for it, and nothing else does.
+    /// Events that a newer version of this program wrote wait for that version, and no others wait.
     NewerRecords,
     /// Events wait in lanes of the spool that are not held, until older lanes are delivered to all
     /// upstreams, and nothing else waits.
@@ -139,8 +139,8 @@ impl Health {
             log::info!("upstream {name}: delivers again");
         }
         match state {
-            // The first record of a newer version is logged where it is read, and what is held
-            // back is logged by the spool. Each upgrade makes events wait for the older process.
+            // `newer_records.rs` logs the first record of a newer version, and the spool logs what
+            // is held back. Each upgrade makes events wait for the older process.
             State::Ok
             | State::Retrying
             | State::PredecessorLives

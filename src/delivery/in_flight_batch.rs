@@ -21,11 +21,11 @@ pub struct InFlightBatch<T = RecordId> {
     /// The failed attempts for which the events may be to blame, and how often the upstream had
     /// taken something when the first of them ended. `None`: there are none.
     pub suspect: Option<Suspicion>,
-    /// Whether it is a single event that failed `attempts_max` times or more, while it is not known
-    /// whether the upstream takes others.
+    /// Whether the batch is a single event that failed `attempts_max` times or more, while it is
+    /// not known whether the upstream takes others.
     pub is_stuck: bool,
-    /// Whether it, or the batch that it is a part of, failed again and again while the upstream
-    /// took others.
+    /// Whether the batch, or the batch that it is a part of, failed again and again while the
+    /// upstream took others.
     pub is_poison: bool,
     entry: Option<Entry>,
 }

@@ -36,7 +36,7 @@ pub struct LetterQueue {
 pub enum Written {
     /// The events of this batch are dead letters.
     Done(InFlightBatch),
-    /// It failed and is repeated.
+    /// The write failed and will be repeated.
     Failed(String),
 }
 

@@ -37,7 +37,7 @@ impl Limiter {
         Limiter { max: max.max(1), limit, in_flight: 0, decreases: 0, renewals: 0 }
     }
 
-    /// The limit below which no attempt brings it.
+    /// The smallest limit to which failed attempts can lead.
     fn min(&self) -> f64 {
         self.max.min(LIMIT_MIN) as f64
     }

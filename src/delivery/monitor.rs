@@ -22,7 +22,7 @@ const OUTCOMES: [&str; 7] =
 /// An upstream that has taken nothing for this long is a fault, in seconds.
 pub const STUCK_SECONDS: u64 = 60;
 
-/// No moment, in [`Monitor::unreadable_ms`].
+/// The value of [`Monitor::unreadable_ms`] that stands for no moment.
 const NEVER: u64 = u64::MAX;
 
 /// Most bytes of records that wait in memory for another attempt, for their queue or for their
@@ -126,7 +126,7 @@ impl Monitor {
         self.lag.set(i64::try_from(self.lag_seconds()).unwrap_or(i64::MAX));
     }
 
-    /// Whether the events of the spool can be read at present, and need not wait for an older
+    /// Sets whether the events of the spool can be read at present, and need not wait for an older
     /// process.
     pub fn set_readable(&self, readable: bool) {
         let before = self.unreadable_ms.load(Relaxed);

@@ -31,7 +31,7 @@ impl NewerRecords {
         }
     }
 
-    /// Whether any of them wait.
+    /// Whether records of newer versions wait.
     pub fn wait(&self) -> bool {
         self.events > 0
     }

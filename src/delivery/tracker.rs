@@ -1,6 +1,6 @@
 //! The events that a route has in memory: how old the oldest is, and which of them are in trouble.
 //!
-//! Status reads it while the worker runs.
+//! `/status` reads this while the worker runs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -67,7 +67,8 @@ pub struct DeliveryWorker {
     batch: BatchConfig,
     limits: watch::Receiver<RouteLimits>,
     attempts: JoinSet<Attempt>,
-    /// When the last attempt ended, or at which tick none was under way.
+    /// When the last attempt ended or, if that was later, the last tick at which none was under
+    /// way.
     pub(super) ended_at: Instant,
     /// Nothing is read before this moment.
     read_at: Instant,
@@ -326,7 +327,7 @@ impl DeliveryWorker {
             batcher.push(Arrival { id, record }, now);
         }
         if has_newer || self.breaker.is_open(now) {
-            // No attempt ends soon and sets the state.
+            // The end of an attempt sets the state, but none will end soon.
             self.note_state(now);
         }
     }

@@ -162,7 +162,8 @@ impl Client {
         connections.load().client.clone()
     }
 
-    /// Makes further requests use new connections. Does nothing if that has happened since `old`.
+    /// Makes further requests use new connections. Does nothing if the connections in use are not
+    /// `old` any more.
     fn renew(&self, old: &Arc<Connections>) {
         let Inner { setup, tls, connections: current, .. } = &*self.0;
         // Building it succeeded before, so an error is not expected; the old connections stay then.

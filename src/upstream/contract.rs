@@ -55,9 +55,9 @@ pub trait Upstream: Send + Sync + 'static {
         false
     }
 
-    /// A number that changes when other settings take effect that say what is sent, where to, or
-    /// with which credentials. All waits that failures before the change have led to then end, and
-    /// the next attempt begins at once. Default: always 0.
+    /// A number that changes with the settings that say what is sent, where to, or with which
+    /// credentials. A change ends all waits after earlier failures, and the next attempt begins at
+    /// once. Default: always 0.
     fn settings_version(&self) -> u64 {
         0
     }

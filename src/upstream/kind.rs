@@ -38,8 +38,8 @@ pub enum Kind {
     Nats(nats::Config),
 }
 
-/// What an upstream remembers between its attempts. One that differs in its limits only takes it
-/// over.
+/// What an upstream remembers between its attempts. A new upstream that differs from the old one
+/// only in its limits takes this over.
 #[derive(Clone, Default)]
 pub(super) struct Memory {
     /// The paused portals of kind `hubspot`.

@@ -4,7 +4,7 @@
 //! With `keep_host`, the request has the client's `Host`, and HTTP/2 is not used. Requests run in
 //! parallel over connections that stay open.
 //!
-//! # Money
+//! # Requests whose result is unknown
 //!
 //! Such a backend does not know event ids, so an event that is sent twice counts twice. Usually
 //! it is clear whether an event counted: after a refused connection, or a response of 500 or 503,

@@ -26,7 +26,7 @@ use std::time::Duration;
 pub enum Outcome {
     /// The upstream has the whole batch, durably.
     Delivered,
-    /// The batch is in order. The same bytes are sent again later.
+    /// The events are not to blame. The same bytes are sent again later.
     Retry(Failure),
     /// The batch is too large and is split. A single event that is too large becomes a dead letter,
     /// unless the upstream asks for a wait: then it is sent again.
@@ -109,7 +109,7 @@ impl Failure {
         Failure { what, status: Some(status), after: None, local: false }
     }
 
-    /// Whether the upstream asked for a wait, of more than no time.
+    /// Whether the upstream asked for a wait that is longer than 0.
     pub(crate) fn asks_to_wait(&self) -> bool {
         self.after.is_some_and(|after| !after.is_zero())
     }

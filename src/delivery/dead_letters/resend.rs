@@ -26,8 +26,8 @@ pub const ATTEMPTS_MAX: u32 = 5;
 /// Parts of a batch that may fail before one is taken. Halving a batch of 500 events reaches a
 /// single event within 18 parts: see [`Resender::next`].
 const PARTS_FAILED_MAX: u32 = 40;
-/// How long attempts may fail in a row before the command gives up, or leaves the rest of a batch
-/// behind of which something was taken.
+/// How long attempts may fail in a row before the command gives up or, if something of the batch
+/// was taken, leaves the rest of the batch behind.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const INTERRUPTED: &str = "interrupted";
@@ -61,7 +61,7 @@ pub struct Resender<'a> {
     stop: watch::Receiver<bool>,
     /// Whether the upstream ever took an event or refused one for good.
     has_taken: bool,
-    /// Whether it did so since the batch began.
+    /// Whether the upstream did so since the current batch began.
     is_proven: bool,
     /// When the first attempt failed since something was taken.
     failing_since: Option<Instant>,
@@ -135,9 +135,10 @@ impl<'a> Resender<'a> {
         }
     }
 
-    /// Takes what is attempted next: the smallest part, and in turn the largest until something is
-    /// taken. A small part is likely to hold no event that always fails; but its events may be
-    /// alike, and those of the largest may be others.
+    /// Takes the part that is attempted next: the smallest one or, until something is taken, the
+    /// smallest and the largest in turn. A small part is less likely to hold an event that always
+    /// fails. But all small parts may hold events of one sort, and the largest part events of
+    /// another.
     fn next<T: Copy>(&self, parts: &mut Parts<T>) -> Option<InFlightBatch<T>> {
         let takes_small = self.is_proven || self.parts_failed.is_multiple_of(2);
         let size = |at: &usize| match takes_small {
@@ -187,8 +188,8 @@ impl<'a> Resender<'a> {
         Ok(Duration::ZERO)
     }
 
-    /// Whether a batch that failed is attempted again as it is. One that a pause was asked for is:
-    /// it may have come too soon.
+    /// Whether a batch that failed is attempted again as it is. A batch after which the upstream
+    /// asked for a pause is, because it may have come too soon.
     fn repeats<T: Copy>(&mut self, batch: &mut InFlightBatch<T>, failure: &Failure) -> bool {
         if !failure.local {
             self.failing_since.get_or_insert_with(Instant::now);

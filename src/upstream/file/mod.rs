@@ -58,8 +58,8 @@ pub struct Config {
     /// The folder. It is created if it is missing, and several processes may share it. Default:
     /// `data/events`.
     pub dir: PathBuf,
-    /// The size beyond which a file does not grow, 1 KiB to 16 GiB: the file is finished before. A
-    /// larger batch gets a file of its own. Default: 64 MiB.
+    /// The size beyond which a file does not grow, 1 KiB to 16 GiB: a file is finished before a
+    /// batch that would exceed this size. A larger batch gets a file of its own. Default: 64 MiB.
     pub rotate_bytes: ByteSize,
     /// The seconds after its first event when a file is finished, with or without traffic, 1 to
     /// 86,400. Default: 60.

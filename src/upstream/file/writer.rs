@@ -28,7 +28,7 @@ const PART: &str = ".part";
 const LOCK: &str = ".lock";
 /// The block size of the backward search for the last line feed of a leftover, in bytes.
 const TAIL_BYTES: u64 = 64 << 10;
-/// The longest wait for a request while no file is open. It ends in another wait.
+/// The longest wait for a request while no file is open. After it, the thread waits again.
 const IDLE: Duration = Duration::from_secs(3600);
 /// The mode of files. The owner writes and the group reads; no others may, because events hold
 /// personal data.

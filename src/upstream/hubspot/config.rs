@@ -192,8 +192,8 @@ impl Config {
         }
     }
 
-    /// Builds the upstream, which knows of the portals what `known` holds. Reads the certificates;
-    /// resolves no name and opens no connection.
+    /// Builds the upstream, which begins with the pauses of portals in `known`. Reads the
+    /// certificates; resolves no name and opens no connection.
     pub(in crate::upstream) fn build(&self, known: Arc<Known>) -> Result<Hubspot, ConfigError> {
         let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let events_url = self.endpoint("events_path", &self.events_path)?;

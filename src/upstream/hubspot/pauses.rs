@@ -22,8 +22,8 @@ pub struct Pauses {
     known: Arc<Known>,
 }
 
-/// What is known of the portals. An upstream that replaces another one takes it over, if it differs
-/// in its limits only.
+/// What is known of the portals. An upstream that replaces another one takes this over if the two
+/// differ only in their limits.
 #[derive(Debug)]
 pub struct Known {
     started: Instant,
