@@ -132,10 +132,10 @@ impl Builder {
         self
     }
 
-    /// Counters of the requests and connections on which events arrive. When every request in
-    /// flight is already in the group that waits for its sync, the group is synced at once instead
-    /// of after `spool.linger_ms`. A request must be counted before it is judged. Default: none,
-    /// and every group waits the full linger.
+    /// Counters of the requests and connections on which events arrive. When no open connection can
+    /// send a further request before it gets a response, the waiting group is synced at once
+    /// instead of after `spool.linger_ms`. A request must be counted before it is judged. Default:
+    /// none, and every group waits the full linger.
     ///
     /// ```
     /// use pixelgate::custom::InFlight;
@@ -287,7 +287,7 @@ impl Builder {
     /// # Errors
     ///
     /// The error of the first part that cannot be used. Damaged records in the spool are not an
-    /// error: they are moved to quarantine and counted.
+    /// error: their bytes are copied to the quarantine, and they are counted as lost.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
         let is_hosts_list = self.portals.is_some();

@@ -74,8 +74,8 @@
 //!
 //! # Promises
 //!
-//! - An accepted event is on disk before its answer is sent; what it survives then is
-//!   [`config::Durability`] (SPEC 6). It is delivered at least once, always under the same
+//! - An accepted event is as durable as [`config::Durability`] says before its answer is sent: by
+//!   default it is synced to disk (SPEC 6). It is delivered at least once, always under the same
 //!   [`EventId`] (SPEC 7).
 //! - No request waits for an upstream, a name server or a portal list. A request waits for the disk
 //!   at most `spool.commit_seconds_max` (5 s), and then is answered 503 (`overloaded`).

@@ -25,7 +25,7 @@ pub type IgnoredParams<'a> = SmallVec<[(Cow<'a, str>, Ignored); 4]>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Reason {
-    /// The path continues below the event path.
+    /// The path is below the event path, or is the event path in some readings only (SPEC 2).
     UnknownPath,
     /// Neither `GET` nor another configured method.
     MethodNotAllowed,

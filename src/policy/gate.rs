@@ -105,8 +105,8 @@ impl Gate {
         Self { inspector, ..self }
     }
 
-    /// Whether a path is the event path in any spelling, or below it (SPEC 2). A request for any
-    /// other path must reach the origin unchanged.
+    /// Whether a path is the event path in any reading, or continues below it (SPEC 2). A request
+    /// for any other path must reach the origin unchanged.
     pub fn read(&self, path: &[u8]) -> Reading {
         self.guard.read(path)
     }

@@ -52,7 +52,7 @@ pub enum PathError {
     TooLong,
 }
 
-/// Recognises one event path in any spelling.
+/// Recognizes one event path in any of its readings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guard {
     pattern: Pattern,

@@ -1,7 +1,8 @@
 //! Counts open connections and requests in flight.
 //!
 //! A graceful stop waits until both are 0. The spool skips its linger time when every open
-//! connection waits for a response, because no further request can arrive then.
+//! connection has as many requests in flight as it may have, because no further request can arrive
+//! then.
 
 use std::borrow::Borrow;
 use std::sync::Arc;

@@ -119,7 +119,7 @@ pub struct Metrics {
     requests: RequestCounters,
     /// The time from the append of a record to its commit.
     pub spool_commit_seconds: Histogram,
-    /// Bytes that the spool's segments hold.
+    /// Bytes of events in the spool that at least one upstream has not acknowledged.
     pub spool_bytes: IntGauge,
     /// Free bytes on the spool's disk.
     pub spool_free_bytes: IntGauge,
@@ -223,7 +223,7 @@ impl Metrics {
         Ok(Self {
             requests: RequestCounters::new(&r)?,
             spool_commit_seconds: commit_histogram(&r)?,
-            spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold.")?,
+            spool_bytes: gauge(&r, "spool_bytes", "Bytes of events that wait in the spool.")?,
             spool_free_bytes: gauge(&r, "spool_free_bytes", "Bytes free on the spool's disk.")?,
             spool_quarantined_bytes: gauge(
                 &r,
@@ -283,7 +283,7 @@ impl Metrics {
         })
     }
 
-    /// Counts an event that was accepted and is on disk.
+    /// Counts an event that was accepted and is as durable as `spool.durability` says.
     pub fn count_accepted(&self) {
         self.requests.accepted.inc();
     }
