@@ -81,8 +81,8 @@ pub struct Config {
     /// What a 200 means. Default: `power`.
     pub durability: Durability,
     /// The time for which a group commit waits for more events after its first one, in
-    /// milliseconds, 0 to 1000. The wait ends early if every request in flight waits for the group.
-    /// Default: 2.
+    /// milliseconds, 0 to 1000. The wait ends early if no open connection can send a further
+    /// request before it gets a response. Default: 2.
     pub linger_ms: u64,
     /// The time between two `fdatasync`s in `interval`, in milliseconds, 1 to 60,000. Default: 50.
     pub sync_ms: u64,

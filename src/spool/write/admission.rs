@@ -36,7 +36,7 @@ pub struct Bounds {
     bytes_max: AtomicU64,
     /// The [`Cause`]s for which records are refused now.
     causes: AtomicU8,
-    /// Whether a record was refused because of `bytes_max`, and there is not yet room again.
+    /// Whether a record was refused because of `bytes_max`: see [`Bounds::is_full`].
     full: AtomicBool,
     /// The bytes that are staged, or being written, or written and not synced.
     pending_bytes: AtomicU64,
@@ -80,8 +80,9 @@ impl Bounds {
         fits
     }
 
-    /// Whether records were refused because of `bytes_max`. This ends when a sixteenth of it is
-    /// free, so that a full spool does not accept and refuse events in turn.
+    /// Whether records were refused because of `bytes_max`. This is for status and log, and ends
+    /// when a sixteenth of `bytes_max` is free, so that they do not change with each record.
+    /// [`Bounds::admit`] accepts records as soon as they fit.
     pub fn is_full(&self) -> bool {
         let bytes_max = self.bytes_max();
         if self.bytes() <= bytes_max - bytes_max / 16 {
