@@ -140,7 +140,7 @@ impl Breaker {
         self.attempts_failed >= FAILURES_MAX
     }
 
-    /// An attempt begins. [`Breaker::admission`] has just said that it may.
+    /// Begins an attempt. [`Breaker::admission`] has just said that it may begin.
     pub fn begin(&mut self) -> Pass {
         let probe = matches!(self.state, State::Open { .. });
         if probe {
@@ -149,14 +149,14 @@ impl Breaker {
         Pass { probe, settings: self.settings }
     }
 
-    /// The upstream answered and handled the batch. This closes the breaker, whether the attempt
-    /// was the probe or not.
+    /// Notes that the upstream answered and handled the batch. This closes the breaker, whether the
+    /// attempt was the probe or not.
     pub fn succeed(&mut self, _: Pass) {
         self.state = State::Closed;
         (self.failures, self.attempts_failed, self.first_probes) = (0, 0, 0);
     }
 
-    /// The attempt failed, and the upstream may have asked for a pause of `after`.
+    /// Notes that the attempt failed, and that the upstream may have asked for a pause of `after`.
     pub fn fail(
         &mut self,
         pass: Pass,
@@ -192,8 +192,8 @@ impl Breaker {
         }
     }
 
-    /// The attempt ended and says nothing about the upstream. If it was the probe, the next attempt
-    /// becomes the probe.
+    /// Notes that the attempt ended and says nothing about the upstream. If it was the probe, the
+    /// next attempt becomes the probe.
     pub fn abandon(&mut self, pass: Pass, now: Instant) {
         if pass.probe && self.is_current(&pass) && self.state == State::HalfOpen {
             self.state = State::Open { until: now };

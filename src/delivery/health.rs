@@ -100,13 +100,13 @@ impl Health {
         self.inner.lock().failures
     }
 
-    /// The upstream took events.
+    /// Notes that the upstream took events.
     pub fn delivered(&self) {
         let mut inner = self.inner.lock();
         (inner.trouble, inner.failures) = (None, 0);
     }
 
-    /// An attempt failed because of `error`.
+    /// Notes that an attempt failed because of `error`.
     pub fn failed(&self, error: &str) {
         let mut inner = self.inner.lock();
         inner.failures = inner.failures.saturating_add(1);
@@ -114,19 +114,19 @@ impl Health {
         inner.last_error = Some(error.to_owned());
     }
 
-    /// Nothing was taken since `since`, for a reason that is no failed attempt.
+    /// Notes that nothing was taken since `since`, for a reason that is no failed attempt.
     pub fn hangs(&self, since: Instant, why: String) {
         let mut inner = self.inner.lock();
         inner.trouble.get_or_insert(since);
         inner.last_error = Some(why);
     }
 
-    /// A part of this process, such as the disk, fails because of `error`.
+    /// Notes that a part of this process, such as the disk, fails because of `error`.
     pub fn failed_here(&self, error: &str) {
         self.inner.lock().last_error = Some(error.to_owned());
     }
 
-    /// The state from now on, until the route has stopped.
+    /// Sets the state. Has no effect once the route has stopped.
     pub fn set(&self, state: State) {
         let mut inner = self.inner.lock();
         if inner.state == State::Stopped || inner.state == state {
@@ -168,7 +168,7 @@ impl Health {
         inner.alarmed = true;
     }
 
-    /// The route has stopped. No later report changes the state.
+    /// Notes that the route has stopped. No later report changes the state.
     pub fn stopped(&self) {
         self.inner.lock().state = State::Stopped;
     }

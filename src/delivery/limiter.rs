@@ -66,7 +66,7 @@ impl Limiter {
         Permit { decreases: self.decreases, renewals: self.renewals }
     }
 
-    /// The attempt succeeded.
+    /// Notes that the attempt succeeded.
     pub fn grow(&mut self, permit: Permit) {
         // The limit grows only while it is used up. If it grew while there is little to send, it
         // would be too high when there is much.
@@ -76,7 +76,7 @@ impl Limiter {
         self.give_back(permit);
     }
 
-    /// The attempt met backpressure.
+    /// Notes that the attempt met backpressure.
     pub fn shrink(&mut self, permit: Permit) {
         let is_current = permit.renewals == self.renewals;
         if is_current && permit.decreases == self.decreases {
@@ -86,7 +86,7 @@ impl Limiter {
         self.give_back(permit);
     }
 
-    /// The attempt ended and says nothing about the load.
+    /// Notes that the attempt ended and says nothing about the load.
     pub fn give_back(&mut self, permit: Permit) {
         if permit.renewals == self.renewals {
             self.in_flight -= 1;

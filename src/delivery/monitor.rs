@@ -194,12 +194,12 @@ impl Monitor {
         );
     }
 
-    /// The worker runs. It calls this every second or so.
+    /// Notes that the worker runs, which calls this in each tick.
     pub fn ticked(&self) {
         *self.ticked_at.lock() = Instant::now();
     }
 
-    /// Says that the upstream takes nothing if the worker has not run for [`STUCK_SECONDS`],
+    /// Notes that the upstream takes nothing if the worker has not run for [`STUCK_SECONDS`],
     /// because its thread hangs in a call of the system, as on a disk that does not answer.
     fn note_hanging(&self) {
         let since = *self.ticked_at.lock();
@@ -220,7 +220,7 @@ impl Monitor {
         }
     }
 
-    /// The worker has ended.
+    /// Notes that the worker has ended.
     pub fn stopped(&self) {
         self.health.stopped();
         for kind in [

@@ -21,7 +21,7 @@ pub struct NewerRecords {
 }
 
 impl NewerRecords {
-    /// None so far.
+    /// No records so far.
     pub fn new(upstream: &str, faults: &Faults, tracker: &Arc<Tracker>) -> NewerRecords {
         NewerRecords {
             upstream: upstream.to_owned(),

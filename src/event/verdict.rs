@@ -27,7 +27,7 @@ pub type IgnoredParams<'a> = SmallVec<[(Cow<'a, str>, Ignored); 4]>;
 pub enum Reason {
     /// The path is below the event path, or is the event path in some readings only (SPEC 2).
     UnknownPath,
-    /// Neither `GET` nor another configured method.
+    /// The method is neither `GET` nor another one of `events.methods`.
     MethodNotAllowed,
     /// The query has more bytes than `events.query_bytes_max`.
     QueryTooLong,

@@ -119,7 +119,7 @@ pub enum Gpc {
 }
 
 impl Config {
-    /// This section, with each key of the portal that is stricter in place of its own.
+    /// This section, in which each key that is stricter in the portal has the portal's value.
     pub fn tightened(self, by: &Stricter) -> Config {
         Config {
             ip: self.ip.max(by.ip.unwrap_or(self.ip)),

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 /// most `connections_max` entries. It is unused if there is no per-address limit.
 pub struct ConnectionLimit {
     limit_reporter: Arc<LimitReporter>,
-    /// Also counts these connections, for the stop to wait for.
+    /// Also counts these connections, because a stop waits for them.
     in_flight: InFlight,
     all: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,

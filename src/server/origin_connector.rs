@@ -130,7 +130,7 @@ impl Connector for OriginConnector {
         Ok((Connection::Stream(Box::new(stream)), false))
     }
 
-    /// None: all sessions are HTTP/1 sessions of Pingora, which reuses them itself.
+    /// Gives none: all sessions are HTTP/1 sessions of Pingora, which reuses them itself.
     async fn reused_http_session<P: Peer + Send + Sync + 'static>(&self, _: &P) -> Option<()> {
         None
     }

@@ -16,7 +16,7 @@
 //! <dir>/lane-00000001/acks-*         one for each upstream, see `read/ack_file.rs`
 //! <dir>/lane-00000001/portals        counts by portal, see `metering/`
 //! <dir>/lane-00000001/portals.new    the same while it is written anew
-//! <dir>/lane-00000001/0000000001.seg segments, oldest first; see *What a disk can do* for empty ones
+//! <dir>/lane-00000001/0000000001.seg segments, oldest first; an empty file gives up its events
 //! <dir>/lane-00000001/*.spare        spares: trimmed segments, and files of zeros
 //! <dir>/lane-00000001/making         a segment that is not finished
 //! <dir>/lane-00000001/filling        a spare that is not finished

@@ -25,7 +25,7 @@ pub struct Predecessors {
 }
 
 impl Predecessors {
-    /// None so far, in a process that starts `now`.
+    /// No lanes so far, in a process that starts `now`.
     pub fn new(now: Duration) -> Predecessors {
         let until = now + Duration::from_secs(PREDECESSOR_SECONDS_MAX);
         Predecessors { living: Mutex::default(), until }

@@ -36,7 +36,8 @@ impl Unwritable {
 
 /// Checks that `path` is a folder or can be made one, and that files can be made in it.
 pub fn folder(path: &Path) -> Result<(), Unwritable> {
-    // Also finds a symbolic link to a place that does not exist, in which no folder can be made.
+    // This also finds a symbolic link to a place that does not exist, in which no folder can be
+    // made.
     let is_absent = |path: &Path| {
         let found = fs::symlink_metadata(path);
         found.is_err_and(|e| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))

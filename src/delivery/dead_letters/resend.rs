@@ -37,10 +37,10 @@ pub trait Notes<T> {
     /// Why the end of an event cannot be noted. Such an error ends the command.
     type Error;
 
-    /// The upstream has acknowledged the events at these places.
+    /// Notes that the upstream has acknowledged the events at these places.
     fn delivered(&mut self, places: &[T]) -> Result<(), Self::Error>;
 
-    /// The upstream refuses these events for good.
+    /// Notes that the upstream refuses these events for good.
     fn refused(
         &mut self,
         batch: &InFlightBatch<T>,
@@ -48,7 +48,7 @@ pub trait Notes<T> {
         failure: &Failure,
     ) -> Result<(), Self::Error>;
 
-    /// This many events cannot be delivered now.
+    /// Notes that this many events cannot be delivered now, and why.
     fn undelivered(&mut self, events: usize, why: Cow<'static, str>);
 }
 

@@ -54,7 +54,8 @@ pub enum WireError {
     /// The text is longer than any event, so it was not read to its end.
     #[error("it is longer than an event can be")]
     TooLong,
-    /// It is not a JSON object of this shape; or names are not in rising order, or are repeated.
+    /// The text is not a JSON object of this shape, or its names are not in rising order or are
+    /// repeated.
     #[error("it is not the JSON of an event")]
     Json,
     /// A member that every event has is missing.

@@ -21,6 +21,7 @@ pub(super) enum Look {
     /// The source has no usable list. The text says why, with the file or URL and, if known, the
     /// line.
     Failed(String),
-    /// As `Failed`, and the server asks for no request during this time (`Retry-After`).
+    /// The source has no usable list, and its server asks for no request during this time
+    /// (`Retry-After`).
     Deferred(String, Duration),
 }

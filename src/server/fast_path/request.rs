@@ -84,7 +84,8 @@ impl<'b> FastRequest<'b> {
                 }
                 14 if token_is(name, b"content-length") => return None,
                 17 if token_is(name, b"transfer-encoding") => return None,
-                // As the strict check says, some servers cannot tell these from the two above.
+                // Some servers cannot tell these names from the two above, as the strict check
+                // says.
                 14 if name.eq_ignore_ascii_case(b"content_length") => return None,
                 17 if name.eq_ignore_ascii_case(b"transfer_encoding") => return None,
                 _ => seen.note(name, value),

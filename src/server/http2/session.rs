@@ -134,7 +134,7 @@ impl Http2Session {
             let response = Response::from_parts(header.as_owned_parts(), ());
             return self.respond.send_informational(response).map_err(write_error);
         }
-        // That of an origin stays, because caches compute with it (RFC 9110, section 6.6.1).
+        // The `Date` of an origin stays, because caches compute with it (RFC 9110, section 6.6.1).
         if !header.headers.contains_key(header::DATE) {
             header.insert_header(header::DATE, get_cached_date())?;
         }

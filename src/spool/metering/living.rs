@@ -6,9 +6,9 @@ use super::counts::{Tallies, Totals};
 
 /// The counts that were read of a lane's file.
 pub enum Found {
-    /// All of them.
+    /// The counts of the whole file.
     Whole(Tallies),
-    /// Those of the entries that are new.
+    /// The counts of the entries that are new.
     Further(Tallies),
 }
 

@@ -95,7 +95,7 @@ impl Committer {
 
     /// Makes the first segment before the first event. Events are accepted when that has succeeded.
     pub fn prepare(&mut self) {
-        // As for a commit, the watch refuses events if the disk does not answer.
+        // This counts as a commit, so that the watch refuses events if the disk does not answer.
         self.state.waiting.begin_commit(self.state.clock.monotonic());
         if self.state.config().fills_spares() {
             // After an error, the first segment is a new file.

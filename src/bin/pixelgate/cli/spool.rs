@@ -136,7 +136,7 @@ fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     inspect::dump(dir, |_, payload| {
         line.clear();
         match Record::decode(payload) {
-            // As at delivery, bots are found by the user agent: the spool does not store the result.
+            // As at delivery, bots are found by the user agent: the spool stores no result.
             Ok(record) => {
                 let is_bot = is_bot(record.context.user_agent.as_deref());
                 record.write_json(&mut line, is_bot);

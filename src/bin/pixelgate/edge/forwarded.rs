@@ -21,7 +21,7 @@ const ADDRESS_BYTES_MAX: usize = 45;
 /// the host that the client sent in them stay only if the client is a trusted proxy
 /// (`trusts_peer`).
 pub fn add_to(request: &mut RequestHeader, session: &Session, trusts_peer: bool) -> Result<()> {
-    // Nearly all requests have none: to look at each name costs less than to search for three.
+    // Nearly all requests have none, and looking at each name costs less than searching for three.
     let names = [&X_FORWARDED_FOR, &X_FORWARDED_PROTO, &X_FORWARDED_HOST];
     let has_any = request.headers.keys().any(|name| names.contains(&name));
     let lines = || has_any.then(|| request.headers.get_all(&X_FORWARDED_FOR));

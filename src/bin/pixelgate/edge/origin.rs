@@ -77,7 +77,7 @@ impl Origins {
     ///
     /// # Errors
     ///
-    /// As for [`Origins::new`]; then nothing has changed.
+    /// The errors of [`Origins::new`]. After an error nothing has changed.
     pub fn reload(&self, edge: &Config) -> Result<(), String> {
         let Inner { set, replaced, transport, settings } = &*self.0;
         let authorities = Authorities::load(edge)?;

@@ -231,7 +231,7 @@ impl HealthCheck for Connects {
         self.connector.get_stream(&peer).await.map(|_| ())
     }
 
-    /// Not used: [`Checks`] counts for all origins.
+    /// Pingora does not call this: [`Checks`] has the threshold of all origins.
     fn health_threshold(&self, _success: bool) -> usize {
         1
     }

@@ -55,7 +55,7 @@ pub fn end_hop(response: &mut ResponseHeader) {
     for name in &named {
         response.remove_header(name);
     }
-    // As a rule there is neither: to look at each name costs less than to search for two.
+    // Most responses have neither, and looking at each name costs less than searching for two.
     let own_hop = [KEEP_ALIVE, PROXY_CONNECTION];
     if response.headers.keys().any(|name| own_hop.contains(name)) {
         for name in &own_hop {

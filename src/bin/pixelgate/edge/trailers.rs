@@ -10,7 +10,7 @@ use pingora::prelude::Result;
 /// because it drops trailers. A request for an upgrade has another `Connection` header, and no
 /// trailers.
 pub fn announce(received: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
-    // Nearly all requests have neither: to look at each name costs less than to search for two.
+    // Nearly all requests have neither, and looking at each name costs less than searching for two.
     if !received.headers.keys().any(|name| [header::TE, header::TRAILER].contains(name)) {
         return Ok(());
     }

@@ -54,7 +54,7 @@ enum PathState {
     Ours,
     /// A socket on which another process listens.
     Another,
-    /// None, or a socket of a process that has ended.
+    /// No socket, or that of a process that has ended.
     Free,
 }
 
