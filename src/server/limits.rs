@@ -50,9 +50,10 @@ pub struct Limits {
     pub connections_per_address_max: usize,
     /// The most requests on one connection; 0: no limit. Default: 0.
     pub requests_per_connection_max: u32,
-    /// The longest request header, in bytes. Default: 64 KiB.
+    /// The longest request header, in bytes; a longer one is answered 431. Default: 64 KiB.
     pub header_bytes_max: usize,
-    /// The most lines of a request header, not counting the request line. Default: 100.
+    /// The most lines of a request header, not counting the request line; one with more lines is
+    /// answered 431. Default: 100.
     pub header_lines_max: usize,
     /// The most concurrent streams on one HTTP/2 connection. Default: 100.
     pub h2_streams_max: u32,
