@@ -1,5 +1,5 @@
 //! What a spool gets from outside: its file system, clock, histogram and list of faults; the
-//! functions that read a record's route, portal and time; the limit on open files; and whether the
+//! functions that read a record's route, portal and time; the limit of open files; and whether the
 //! spool may open on a disk that takes no events.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::routing::Routing;
 use crate::clock::{Clock, SystemClock};
 use crate::telemetry::faults::Faults;
 
-/// The part of the process's limit on open files that the lanes of earlier processes may use.
+/// The part of the process's limit of open files that the lanes of earlier processes may use.
 const LANES_PART_OF_LIMIT: usize = 4;
 
 /// What a spool gets from outside. Tests put a simulated disk and clock here.

@@ -1,6 +1,6 @@
 //! Reports upstreams that older lanes hold back.
 //!
-//! The limit on open files lets this process hold only a number of adopted lanes at a time
+//! The limit of open files lets this process hold only a number of adopted lanes at a time
 //! (`recovery/adoption.rs`): the oldest ones, each until all upstreams have its events. So an
 //! upstream that takes nothing also delays the events that other upstreams have in later lanes.
 

@@ -1,7 +1,7 @@
 //! Lists the lanes of a spool's folder, and takes over those whose process has ended.
 //!
 //! Holding a lane takes three open files, and two more for each upstream. So that any number of
-//! lanes can be adopted with any limit on open files above 256 (SPEC 6), only the oldest lanes are
+//! lanes can be adopted with any limit of open files above 256 (SPEC 6), only the oldest lanes are
 //! held. For the others, only the counts and the age of the oldest event are kept in memory, and
 //! they are adopted again when older lanes are delivered and removed.
 
