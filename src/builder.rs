@@ -149,9 +149,9 @@ impl Builder {
         self
     }
 
-    /// Adds an upstream of the host's own to the configured ones. Its name (`[a-z0-9_-]{1,64}`, as
-    /// no other one has) must stay the same between starts, because the spool stores the upstream's
-    /// position under it.
+    /// Adds an upstream of the host's own to the configured ones. Its name must have the form
+    /// `[a-z0-9_-]{1,64}` and differ from all others. It must stay the same between starts, because
+    /// the spool stores the upstream's position under it.
     pub fn upstream(mut self, name: &str, upstream: Arc<dyn Upstream>) -> Self {
         self.own.push((name.to_owned(), upstream));
         self

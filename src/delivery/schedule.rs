@@ -21,8 +21,8 @@ pub struct Work {
 /// The batches that wait for an attempt.
 #[derive(Debug, Default)]
 pub struct Schedule {
-    /// By the moment at which each is due, and by a number that keeps those of one moment in the
-    /// order of arrival.
+    /// The key is the moment at which the work is due, and a number that keeps the works of one
+    /// moment in the order of arrival.
     waiting: BTreeMap<(Instant, u64), Work>,
     entered: u64,
     bytes: usize,

@@ -201,8 +201,8 @@ impl DeliveryWorker {
         (self.batch, self.attempts_max) = (batch, attempts_max);
     }
 
-    /// Ends the waits of an upstream that has another destination or other credentials, at the
-    /// latest one tick after it.
+    /// Ends the waits of an upstream whose destination or credentials have changed, at the latest
+    /// one tick after the change.
     fn note_settings(&mut self, now: Instant) {
         if self.breaker.renew(self.upstream.settings_version(), now) {
             self.limiter.renew();

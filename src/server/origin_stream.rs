@@ -153,7 +153,7 @@ impl Wire {
     }
 
     /// Whether the connection can serve no other request, because its origin may not have taken all
-    /// of this one.
+    /// of the current one.
     fn ends(&self) -> bool {
         self.is_over || self.is_ahead || (self.answer == Answer::Whole && !self.unsent.is_empty())
     }

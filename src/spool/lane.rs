@@ -118,8 +118,8 @@ impl LaneState {
         self.segment_index.end().max(self.accepted)
     }
 
-    /// The upstreams after the first `configured` ones, which are not configured any more, each
-    /// with the number of events that wait for it.
+    /// The upstreams that are not configured any more, whose positions follow the first
+    /// `configured` ones, each with the number of events that wait for it.
     pub fn waiting_for_removed(&self, configured: usize) -> impl Iterator<Item = (String, u64)> {
         let removed = self.positions.iter().skip(configured);
         removed.map(|position| (position.name.clone(), position.totals(self.end()).pending()))

@@ -36,8 +36,8 @@ impl Span {
         if self.previous > 0 { self.previous } else { self.number.saturating_sub(1) }
     }
 
-    /// The number of the segment that is missing directly before this one, if the segment that is
-    /// there before it has the number `number`.
+    /// The number of a missing segment directly before this one. `number` is that of the last
+    /// segment before this one that is there.
     pub fn missing_after(&self, number: u64) -> Option<u64> {
         // The header names the segment before, because a number may have been used up by a segment
         // that could not be created.
@@ -64,7 +64,7 @@ pub struct View {
     pub limit: u64,
     /// Whether more may still be written into the segment.
     pub open: bool,
-    /// The number of a segment behind this one, and before the next one, that is missing.
+    /// The number of a missing segment between this one and the next one that is there.
     pub missing_behind: Option<u64>,
 }
 
@@ -84,7 +84,7 @@ pub struct SegmentIndex {
     /// The sequence number after the last readable record.
     end: u64,
     sealed: bool,
-    /// Numbers before this one that no segment holds were in segments that are missing.
+    /// Records before this number that are in no segment were in segments that are missing.
     missing_until: u64,
     /// The number of the lane's last segment if it is missing, else 0.
     missing_last: u64,

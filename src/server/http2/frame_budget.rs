@@ -13,8 +13,8 @@ const RESETS_PER_STREAM: u32 = 2;
 /// Frames about the connection itself (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, empty DATA and the
 /// like) and continuations that a client may send per tick.
 const FRAMES_MAX: u32 = 1000;
-/// The number of frames that each request allows beside those, for updates of the two windows that
-/// its answer uses.
+/// The number of further frames that each request allows, for updates of the two windows that its
+/// answer uses.
 const FRAMES_PER_REQUEST: u32 = 2;
 /// Bytes sent to a client that allow one more frame, for the window updates that they cause. A
 /// client whose window is one byte makes the edge send 10 bytes for each update, frame header
@@ -169,8 +169,8 @@ impl FrameBudget {
 /// Checks a connection once per tick, and remembers its state at the last tick.
 #[derive(Default)]
 pub struct Watchdog {
-    /// The time for which no byte was received or sent, without that in which requests were served
-    /// to a client that reads.
+    /// The time for which no byte was received or sent. Time in which requests were served to a
+    /// client that reads does not count.
     idle: Duration,
     /// The number of the header block that was open at the last tick. `None`: none was open.
     open: Option<u32>,
@@ -192,8 +192,8 @@ impl Watchdog {
         }
         self.open = open;
         let moved = budget.moved.swap(false, Relaxed);
-        // A stream has limits of its own for its origin, its body and its window. A client that
-        // does not read the connection holds up all of them.
+        // A stream has limits of its own for its origin, its body and its window. But a client that
+        // does not read the connection holds up all streams.
         let serves = streams > 0 && !budget.blocked.load(Relaxed);
         self.idle =
             if moved || serves { Duration::ZERO } else { self.idle + limits.header_timeout };

@@ -5,8 +5,8 @@
 //! crate limits concurrent streams, and the size of header blocks and their continuations. This
 //! module limits frames that cause work without being a request: resets, and frames about the
 //! connection itself. A tick every `header_timeout` refills the budget. It ends a connection that
-//! has made no request yet, that left one header block open for a whole tick, or that moved no
-//! byte for longer than `keepalive` + `write_timeout`, unless it waits for requests that are being
+//! has made no request yet, or that left one header block open for a whole tick. It also ends one
+//! that moved no byte for longer than `keepalive` + `write_timeout`, unless requests are being
 //! served: their streams have limits of their own.
 
 mod dynamic_table;

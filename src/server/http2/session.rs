@@ -66,8 +66,8 @@ pub struct Http2Session {
     upload: Option<Arc<Upload>>,
 }
 
-/// A piece of a request's body. Its bytes are credited to the client's windows when it is dropped,
-/// which is when the origin has taken it.
+/// A piece of a request's body. When the piece is dropped, the origin has taken it, and its bytes
+/// are credited to the client's windows.
 struct Piece {
     data: Bytes,
     flow: FlowControl,

@@ -228,8 +228,8 @@ impl Book {
             || self.pages.lock().open.get(&lane).is_some_and(|counts| !counts.is_empty())
     }
 
-    /// Adds the counts of a lane that was taken over to the totals, in place of those that were
-    /// known while its process lived. They are complete from `since_ms` on, in milliseconds since
+    /// Adds the counts of a lane that was taken over to the totals. They replace those that were
+    /// known while its process lived, and are complete from `since_ms` on, in milliseconds since
     /// 1970. 0: from the beginning of the lane.
     pub fn take_in(&self, lane: u64, counts: &[&Tallies], since_ms: u64) {
         let today = self.today();

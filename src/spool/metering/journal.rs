@@ -224,7 +224,7 @@ impl Journal {
     }
 
     /// Adds the counts of a delivered lane, durably. They count here once the cursor of this lane
-    /// names the other one. The caller then calls [`Journal::confirm_fold`].
+    /// names the delivered one. The caller then calls [`Journal::confirm_fold`].
     pub fn fold(
         &mut self,
         fs: &dyn Fs,

@@ -9,13 +9,13 @@
 //!
 //! # Why the counts are exact
 //!
-//! The file of a lane (`journal.rs`) is written once a second. It holds up to which record accepted
-//! records are counted in it, and for each upstream which records had ended. A process that takes
-//! the lane over reads the later records and counts them (`recount.rs`). The records themselves say
-//! what was accepted; the cursor and the ack file say what was delivered. So a segment is trimmed
-//! only when the file counts all of its records. The set of ended records only grows, and the file
-//! is one of the sources from which a start reads this set. So the file never counts a record as
-//! ended that a start takes for pending.
+//! The file of a lane (`journal.rs`) is written once a second. It says up to which record it counts
+//! accepted records and, for each upstream, which records had ended. A process that takes the lane
+//! over reads the later records and counts them (`recount.rs`). The records themselves say what was
+//! accepted; the cursor and the ack file say what was delivered. So a segment is trimmed only when
+//! the file counts all of its records. The set of ended records only grows, and the file is one of
+//! the sources from which a start reads this set. So the file never counts a record as ended that a
+//! start takes for pending.
 //!
 //! The cursor does not hold which records of a run went to the dead letters. So the file names
 //! these records before they are acknowledged.
@@ -29,11 +29,11 @@
 //!
 //! Rejected events are in no record, so a kill of the process loses those of the last second. A
 //! record that is damaged before its portal was counted is counted under [`OTHER`](table::OTHER),
-//! also as delivered where an upstream has it. If the file of a lane is missing or damaged, its
-//! counts begin with the records that the lane still holds. The log and a fault report this, and
-//! [`since`](book::Book::since_ms) is the time from which the totals count. An event that `memory`
-//! or `interval` loses stays in the counts if the cursor or this file knows it, that is, unless it
-//! was accepted after their last write, about a second ago. Then it is in no count.
+//! as accepted and, where an upstream has it, as delivered. If the file of a lane is missing or
+//! damaged, its counts begin with the records that the lane still holds. The log and a fault report
+//! this, and [`since`](book::Book::since_ms) is the time from which the totals count. An event that
+//! `memory` or `interval` loses stays in the counts if the cursor or this file knows it. If it was
+//! accepted after their last write, about a second ago, it is in no count.
 
 pub(super) mod book;
 pub(super) mod contents;

@@ -107,10 +107,10 @@ impl Runs {
     /// Appends the runs to `out`, the lowest first, as far as they fit into `bytes_max` bytes.
     /// Returns whether all of them fit. Without `routed`, no run may hold foreign records.
     ///
-    /// A run consists of its distance from the run before it (the first: from `low`), and of twice
-    /// its delivered records. If it also holds other records, 1 is added to the latter, and its
-    /// dead records, its lost records and, if `routed`, its foreign records follow. Numbers have
-    /// seven bits a byte, the lowest bits first.
+    /// A run is two numbers: its distance from the run before it (the first run: from `low`), and
+    /// twice the number of its delivered records. If it also holds other records, the second number
+    /// is one more, and the numbers of its dead, of its lost and, if `routed`, of its foreign
+    /// records follow. Numbers have seven bits a byte, the lowest bits first.
     pub fn encode(&self, low: u64, routed: bool, bytes_max: usize, out: &mut Vec<u8>) -> bool {
         let until = out.len() + bytes_max;
         let mut before = low;

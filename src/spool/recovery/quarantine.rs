@@ -72,8 +72,8 @@ impl Quarantine {
         true
     }
 
-    /// Moves a file here that is not the segment that its name says, and leaves an empty file in
-    /// its place.
+    /// Moves a file here whose content is not the segment that its name says, and leaves an empty
+    /// file in its place.
     pub fn take(&self, lane: u64, number: u64, path: &Path, bytes: u64) {
         ::log::error!("spool: lane {lane}, segment {number}, is not a segment of this lane");
         let moved = self

@@ -1,8 +1,8 @@
-//! The files and folders that other keys name, of which the access log must be none: its lines
-//! would spoil them.
+//! The files and folders that other keys name. The access log must be none of them, because its
+//! lines would spoil them.
 //!
 //! A symbolic link or a second name (a hard link) may lead to such a file, so the files themselves
-//! are compared, by device and inode. This asks the file systems, of which one may hang, so it is
+//! are compared, by device and inode. This asks file systems, and one of them may hang. So it is
 //! done only where the access log is opened or checked.
 
 use crate::real_path::{resolved, whole};

@@ -1,7 +1,7 @@
-//! The files and folders that a configuration names, and those that the edge makes, of which the
-//! access log must be none: its lines would spoil them.
+//! The files and folders that a configuration names, and those that the edge makes. The access log
+//! must be none of them, because its lines would spoil them.
 //!
-//! Here, paths are compared as texts, each made absolute, so that no file system is asked: it may
+//! Here, paths are compared as texts, each made absolute. So no file system is asked, which might
 //! hang. `access_log/others.rs` compares the files themselves when the access log is opened.
 
 use super::keys;

@@ -40,8 +40,7 @@ pub type Listeners = watch::Sender<Option<UnixListener>>;
 pub struct Maker {
     /// The path of the socket.
     pub path: PathBuf,
-    /// Whether the first socket takes the place of one on which another process listens: that
-    /// process is the one that this process replaces.
+    /// Whether the first socket takes the place of one on which the old process still listens.
     pub replaces: bool,
     /// The state of the successor. While there is one, the socket at the path is the successor's.
     pub successor: watch::Receiver<Successor>,
