@@ -216,7 +216,8 @@ impl Reason {
                 "This service does not take this event: ask its operator which events it takes."
             }
             Reason::RateLimited => {
-                "The account sends too fast or has used up its day; try again after Retry-After."
+                "The account sends too fast or has used up its quota of the day: try again after \
+                 Retry-After."
             }
             Reason::Overloaded => "Try again after the time in Retry-After.",
         }
