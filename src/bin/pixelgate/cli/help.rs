@@ -40,6 +40,7 @@ Signals:
 
 Exit codes:
   0  stopped by a signal; every event answered with 200 is on disk
+  1  a signal began the stop, but it took too long or the spool could not be closed
   2  the edge did not start; standard error has the reason";
 
 /// Sections of `pixelgate check --help`.
