@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf, absolute};
 
-/// The most symbolic links that are followed, as in the kernel.
-const LINKS_MAX: usize = 40;
+/// The most symbolic links that are followed, as in Linux.
+pub const LINKS_MAX: usize = 40;
 
 /// The absolute path. Asks no file system.
 pub fn whole(path: &Path) -> PathBuf {

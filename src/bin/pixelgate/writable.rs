@@ -4,15 +4,13 @@
 //! such as `/proc`, or only folders, as that of control groups. So a folder with a file is made in
 //! the nearest folder that exists, and removed at once.
 
+use crate::real_path::{LINKS_MAX, whole};
 use pixelgate::tools::is_of_path;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf, absolute};
-
-/// The most symbolic links that are followed, as in Linux.
-const LINKS_MAX: usize = 40;
+use std::path::{Path, PathBuf};
 
 /// Why no file can be made.
 #[derive(Debug)]
@@ -102,12 +100,6 @@ fn target(path: &Path) -> PathBuf {
         path = path.parent().unwrap_or(Path::new("")).join(link);
     }
     path
-}
-
-/// The absolute path. Asks no file system.
-fn whole(path: &Path) -> PathBuf {
-    // Fails only without a working directory; then no relative path can be opened either.
-    absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Makes and removes a folder with a file in one that exists.
