@@ -19,6 +19,11 @@ use crate::upstream::{ATTEMPTS_MAX_DEFAULT, Failure, Outcome};
 /// events of a batch are shown as poison.
 const POISON_FAILURES: u32 = 3;
 
+/// Whether the attempt ended without an answer, as after a timeout.
+fn has_no_answer(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Retry(failure) if failure.status.is_none())
+}
+
 /// The parts of a batch that are attempted again, in order, each with the moment at which it is
 /// due.
 type FollowUp = Vec<(InFlightBatch, Instant)>;
@@ -29,7 +34,7 @@ impl DeliveryWorker {
     pub(super) fn conclude(&mut self, attempt: Attempt) {
         let now = Instant::now();
         self.ended_at = now;
-        let Attempt { mut work, outcome, pass, permit } = attempt;
+        let Attempt { mut work, outcome, pass, permit, deliveries } = attempt;
         self.monitor.count_attempt(outcome.label());
         let Some(batch) = work.parts.pop_front() else { return };
         let is_first = batch.suspect.is_none();
@@ -49,9 +54,11 @@ impl DeliveryWorker {
                 self.breaker.succeed(pass);
             }
             Feedback::Backpressure(after) => {
-                // A batch that has failed before may be to blame itself, so its failure says
-                // nothing about the upstream's load, unless the upstream asked for a pause.
-                match is_first || after.is_some() {
+                // A batch that has failed before may be to blame itself, and so may one that got no
+                // answer while others were delivered. Their failure says nothing about the
+                // upstream's load, unless the upstream asked for a pause.
+                let hangs_alone = has_no_answer(&outcome) && self.deliveries > deliveries;
+                match is_first && !hangs_alone || after.is_some() {
                     true => self.limiter.shrink(permit),
                     false => self.limiter.give_back(permit),
                 }
@@ -117,6 +124,10 @@ impl DeliveryWorker {
                     follow_up.extend(self.retry(batch, &failure, false, narrows, now));
                 }
                 Outcome::TooLarge(failure) | Outcome::Rejected(failure) if batch.len() > 1 => {
+                    if failure.after.is_some() {
+                        // The upstream takes nothing until then, and this is why.
+                        self.monitor.health.failed_here(&failure.what);
+                    }
                     let due = now + failure.after.unwrap_or_default();
                     follow_up.extend(batch.halve().map(|half| (half, due)));
                 }

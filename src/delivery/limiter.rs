@@ -14,6 +14,8 @@ pub struct Limiter {
     max: usize,
     limit: f64,
     in_flight: usize,
+    /// Those of `in_flight` whose batches have failed before.
+    failed_in_flight: usize,
     /// The number of decreases. An attempt that began before the last decrease does not decrease
     /// the limit again.
     decreases: u64,
@@ -28,13 +30,15 @@ pub struct Limiter {
 pub struct Permit {
     decreases: u64,
     renewals: u64,
+    is_fresh: bool,
 }
 
 impl Limiter {
     /// A limiter that never allows more than `max` (at least 1) attempts at once.
     pub fn new(max: usize) -> Limiter {
         let limit = max.clamp(1, LIMIT_MIN) as f64;
-        Limiter { max: max.max(1), limit, in_flight: 0, decreases: 0, renewals: 0 }
+        let (in_flight, failed_in_flight) = (0, 0);
+        Limiter { max: max.max(1), limit, in_flight, failed_in_flight, decreases: 0, renewals: 0 }
     }
 
     /// The smallest limit to which failed attempts can lead.
@@ -51,7 +55,7 @@ impl Limiter {
     /// Begins anew, because the attempts go elsewhere from now on. Attempts under way go on and no
     /// longer count: one that hangs must not keep the next one waiting.
     pub fn renew(&mut self) {
-        (self.limit, self.in_flight) = (self.min(), 0);
+        (self.limit, self.in_flight, self.failed_in_flight) = (self.min(), 0, 0);
         self.renewals += 1;
     }
 
@@ -60,10 +64,19 @@ impl Limiter {
         self.in_flight < self.limit as usize
     }
 
-    /// Takes a permit. [`Limiter::has_room`] has just said that there is one.
-    pub fn take(&mut self) -> Permit {
+    /// Whether another attempt may begin of a batch that has failed before. Such attempts get half
+    /// of the limit, so that those which hang until their timeout leave room for new batches,
+    /// unless the limit is 1.
+    pub fn has_room_for_failed(&self) -> bool {
+        self.has_room() && self.failed_in_flight < (self.limit as usize).div_ceil(2)
+    }
+
+    /// Takes a permit. [`Limiter::has_room`] has just said that there is one. `is_fresh`: the batch
+    /// has not failed before.
+    pub fn take(&mut self, is_fresh: bool) -> Permit {
         self.in_flight += 1;
-        Permit { decreases: self.decreases, renewals: self.renewals }
+        self.failed_in_flight += usize::from(!is_fresh);
+        Permit { decreases: self.decreases, renewals: self.renewals, is_fresh }
     }
 
     /// Notes that the attempt succeeded.
@@ -90,6 +103,7 @@ impl Limiter {
     pub fn give_back(&mut self, permit: Permit) {
         if permit.renewals == self.renewals {
             self.in_flight -= 1;
+            self.failed_in_flight -= usize::from(!permit.is_fresh);
         }
     }
 }
@@ -102,7 +116,7 @@ mod tests {
     fn round(limiter: &mut Limiter, end: fn(&mut Limiter, Permit)) -> usize {
         let mut permits = Vec::new();
         while limiter.has_room() {
-            permits.push(limiter.take());
+            permits.push(limiter.take(true));
         }
         let count = permits.len();
         permits.into_iter().for_each(|permit| end(limiter, permit));
@@ -133,10 +147,10 @@ mod tests {
     #[test]
     fn attempts_that_went_elsewhere_do_not_count_after_a_renewal() {
         let mut limiter = Limiter::new(8);
-        let hanging = [limiter.take(), limiter.take(), limiter.take()];
+        let hanging = [limiter.take(true), limiter.take(true), limiter.take(true)];
         assert!(!limiter.has_room());
         limiter.renew();
-        let current = [limiter.take(), limiter.take()];
+        let current = [limiter.take(true), limiter.take(true)];
         assert!(!limiter.has_room());
         let [first, second, third] = hanging;
         limiter.give_back(first);
@@ -145,6 +159,22 @@ mod tests {
         assert!(!limiter.has_room());
         current.into_iter().for_each(|permit| limiter.give_back(permit));
         assert_eq!(round(&mut limiter, Limiter::give_back), 2);
+    }
+
+    #[test]
+    fn batches_that_failed_get_half_of_the_room() {
+        let mut limiter = Limiter::new(8);
+        (0..40).for_each(|_| _ = round(&mut limiter, Limiter::grow));
+        let mut failed = Vec::new();
+        while limiter.has_room_for_failed() {
+            failed.push(limiter.take(false));
+        }
+        assert_eq!(failed.len(), 4);
+        failed.extend(std::iter::repeat_with(|| limiter.take(true)).take(4));
+        assert!(!limiter.has_room());
+        failed.into_iter().for_each(|permit| limiter.give_back(permit));
+        assert!(limiter.has_room_for_failed());
+        assert!(Limiter::new(1).has_room_for_failed());
     }
 
     #[test]
@@ -177,7 +207,7 @@ mod tests {
         let before = limiter.limit;
         assert!(before >= 3.0);
         for _ in 0..100 {
-            let permit = limiter.take();
+            let permit = limiter.take(true);
             limiter.grow(permit);
         }
         assert_eq!(limiter.limit, before);

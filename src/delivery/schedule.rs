@@ -26,7 +26,8 @@ pub struct Schedule {
     waiting: BTreeMap<(Instant, u64), Work>,
     entered: u64,
     bytes: usize,
-    /// The number of batches that have not failed yet, and the bytes of their records.
+    /// The number of batches that have not failed yet, nor as a part of another one, and the bytes
+    /// of their records.
     fresh: usize,
     fresh_bytes: usize,
     /// Whether the last probe was the smallest batch that was due.
@@ -48,6 +49,11 @@ impl Work {
     pub fn failures(&self) -> u32 {
         self.parts.front().map_or(0, |part| part.failures)
     }
+
+    /// Whether the part that is attempted next has not failed, and is no half of one that has.
+    pub fn is_fresh(&self) -> bool {
+        self.parts.front().is_none_or(|part| part.failures == 0 && part.suspect.is_none())
+    }
 }
 
 impl Schedule {
@@ -55,7 +61,7 @@ impl Schedule {
     pub fn push(&mut self, work: Work, due: Instant) {
         self.entered += 1;
         self.bytes += work.bytes();
-        if work.failures() == 0 {
+        if work.is_fresh() {
             self.fresh += 1;
             self.fresh_bytes += work.bytes();
         }
@@ -81,9 +87,23 @@ impl Schedule {
             }
         };
         let key = key.map(|(key, _)| *key);
-        let work = self.waiting.remove(&key?)?;
+        self.remove(key?)
+    }
+
+    /// Takes the work that is due, and neither has failed nor is a part of one that has.
+    pub fn take_fresh(&mut self, now: Instant) -> Option<Work> {
+        if self.fresh == 0 {
+            return None;
+        }
+        let mut due = self.waiting.range(..=(now, u64::MAX));
+        let key = due.find(|(_, work)| work.is_fresh()).map(|(key, _)| *key);
+        self.remove(key?)
+    }
+
+    fn remove(&mut self, key: (Instant, u64)) -> Option<Work> {
+        let work = self.waiting.remove(&key)?;
         self.bytes -= work.bytes();
-        if work.failures() == 0 {
+        if work.is_fresh() {
             self.fresh -= 1;
             self.fresh_bytes -= work.bytes();
         }
@@ -106,6 +126,12 @@ impl Schedule {
     /// When the next attempt is due. `None`: nothing waits.
     pub fn next_due(&self) -> Option<Instant> {
         self.waiting.first_key_value().map(|((due, _), _)| *due)
+    }
+
+    /// When the next attempt is due of a batch that has not failed. `None`: none waits.
+    pub fn next_fresh_due(&self) -> Option<Instant> {
+        let mut waiting = self.waiting.iter().take_while(|_| self.fresh > 0);
+        waiting.find(|(_, work)| work.is_fresh()).map(|((due, _), _)| *due)
     }
 
     /// Bytes of all records that wait.

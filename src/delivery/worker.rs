@@ -92,6 +92,8 @@ pub(super) struct Attempt {
     pub(super) outcome: Outcome,
     pub(super) pass: Pass,
     pub(super) permit: Permit,
+    /// See [`DeliveryWorker::deliveries`], at its beginning.
+    pub(super) deliveries: u64,
 }
 
 impl DeliveryWorker {
@@ -255,10 +257,15 @@ impl DeliveryWorker {
             if !self.limiter.has_room() {
                 return;
             }
-            let Some(work) = self.schedule.take(now, as_probe) else { return };
+            let next = match as_probe || self.limiter.has_room_for_failed() {
+                true => self.schedule.take(now, as_probe),
+                false => self.schedule.take_fresh(now),
+            };
+            let Some(work) = next else { return };
             let Some(part) = work.parts.front() else { continue };
             let (upstream, batch) = (Arc::clone(&self.upstream), part.batch.clone());
-            let (pass, permit) = (self.breaker.begin(), self.limiter.take());
+            let (pass, permit) = (self.breaker.begin(), self.limiter.take(work.is_fresh()));
+            let deliveries = self.deliveries;
             self.attempts.spawn(async move {
                 // A task of its own: an upstream that panics fails this attempt and not the worker.
                 let mut sending = JoinSet::new();
@@ -267,7 +274,7 @@ impl DeliveryWorker {
                     Some(Ok(outcome)) => outcome,
                     _ => Outcome::Retry(Failure::new("the upstream panicked")),
                 };
-                Attempt { work, outcome, pass, permit }
+                Attempt { work, outcome, pass, permit, deliveries }
             });
         }
     }
@@ -349,9 +356,14 @@ impl DeliveryWorker {
         let mut by = |at: Option<Instant>| wake_at = at.map_or(wake_at, |at| at.min(wake_at));
         by(self.letters.retry_at());
         by(Some(self.read_at).filter(|at| *at > now && self.wants_events()));
-        match self.breaker.admission(now) {
+        let admission = self.breaker.admission(now);
+        let takes_failed = admission == Admission::Probe || self.limiter.has_room_for_failed();
+        match admission {
             Admission::Now | Admission::Probe if self.limiter.has_room() => {
-                by(self.schedule.next_due());
+                by(match takes_failed {
+                    true => self.schedule.next_due(),
+                    false => self.schedule.next_fresh_due(),
+                });
                 let free = self.queues.iter().filter(|queue| !self.in_order || !queue.is_busy);
                 by(free.filter_map(|queue| queue.batcher.closes_at()).min());
             }

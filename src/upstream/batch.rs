@@ -2,7 +2,7 @@
 //!
 //! A batch never changes. Its body is encoded and compressed once and stored, so that every attempt
 //! sends the same bytes under the same key. A batch that is split becomes two new batches with new
-//! keys.
+//! keys, and one whose encoding is changed by a reload gets a new key.
 
 use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -83,6 +84,18 @@ pub struct Batch {
     id: Uuid,
     records: Arc<[Bytes]>,
     body: Arc<OnceLock<Option<Body>>>,
+    encoded: Arc<Mutex<Option<Encoded>>>,
+}
+
+/// The body of a batch in one encoding, and the key under which it is sent.
+#[derive(Debug, Clone)]
+pub(super) struct Encoded {
+    /// A number for the encoding, which the upstream's kind chooses.
+    encoding: u8,
+    /// The idempotency key: other bytes never come under the same one.
+    pub id: Uuid,
+    /// `None` if a record cannot be read.
+    pub body: Option<Body>,
 }
 
 /// An encoded batch, ready to be sent any number of times.
@@ -150,7 +163,8 @@ impl Batch {
 
     /// A new batch with a new key. Each record is one encoded `event::Record`.
     pub fn new(records: Vec<Bytes>) -> Batch {
-        Batch { id: new_id(), records: records.into(), body: Arc::default() }
+        let (body, encoded) = (Arc::default(), Arc::default());
+        Batch { id: new_id(), records: records.into(), body, encoded }
     }
 
     /// The idempotency key of this batch, the same for every attempt.
@@ -178,9 +192,27 @@ impl Batch {
         self.records.iter().map(|record| Record::decode_sound(record))
     }
 
-    /// Whether the body is encoded already, so that `body_or_encode` returns at once.
-    pub fn is_encoded(&self) -> bool {
-        self.body.get().is_some()
+    /// Whether the body is encoded in this way already, so that `encoded` returns at once.
+    pub(super) fn is_encoded_as(&self, encoding: u8) -> bool {
+        self.encoded.lock().as_ref().is_some_and(|encoded| encoded.encoding == encoding)
+    }
+
+    /// The body in this encoding, which `encode` makes at the first call, and again if the last
+    /// call asked for another encoding; then the key is a new one.
+    pub(super) fn encoded(
+        &self,
+        encoding: u8,
+        encode: impl FnOnce(&[Bytes]) -> Option<Body>,
+    ) -> Encoded {
+        let mut last = self.encoded.lock();
+        match &*last {
+            Some(encoded) if encoded.encoding == encoding => encoded.clone(),
+            other => {
+                let id = if other.is_none() { self.id } else { new_id() };
+                let encoded = Encoded { encoding, id, body: encode(&self.records) };
+                last.insert(encoded).clone()
+            }
+        }
     }
 
     /// The body, which `encode` makes at the first call. `None` if a record cannot be read, which a

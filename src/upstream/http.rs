@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use url::Url;
+use uuid::Uuid;
 
 use super::batch::{Batch, Body};
 use super::client::Client;
@@ -250,27 +251,28 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
 }
 
 impl Http {
-    /// The body of the batch. It is encoded on a blocking thread: compressing 1 MB takes
-    /// milliseconds, during which the other tasks of the async thread would wait.
-    async fn body(&self, batch: &Batch) -> Result<Body, Outcome> {
+    /// The body of the batch and its key. It is encoded on a blocking thread: compressing 1 MB
+    /// takes milliseconds, during which the other tasks of the async thread would wait.
+    async fn body(&self, batch: &Batch) -> Result<(Uuid, Body), Outcome> {
         let (batch, format, compression) = (batch.clone(), self.format, self.compression);
-        let is_encoded = batch.is_encoded();
+        let encoding = format as u8 * 16 + compression as u8;
+        let is_encoded = batch.is_encoded_as(encoding);
         let make = move || {
-            let encode = |records: &[Bytes]| {
+            batch.encoded(encoding, |records: &[Bytes]| {
                 let plain = encode(records, format)?;
                 let plain_bytes = plain.len();
                 Some(Body { bytes: compress(plain, compression)?.into(), plain_bytes })
-            };
-            batch.body_or_encode(encode).cloned()
+            })
         };
-        let body = if is_encoded {
+        let encoded = if is_encoded {
             make()
         } else {
             // Fails only while the runtime shuts down.
             let shut_down = |_| Outcome::Retry(Failure::new("shutting down"));
             tokio::task::spawn_blocking(make).await.map_err(shut_down)?
         };
-        body.ok_or_else(Outcome::unreadable)
+        let id = encoded.id;
+        encoded.body.map(|body| (id, body)).ok_or_else(Outcome::unreadable)
     }
 }
 
@@ -281,11 +283,11 @@ impl Upstream for Http {
     }
 
     async fn send(&self, batch: &Batch) -> Outcome {
-        let body = match self.body(batch).await {
-            Ok(body) => body,
+        let (id, body) = match self.body(batch).await {
+            Ok(encoded) => encoded,
             Err(outcome) => return outcome,
         };
-        let id = batch.id().to_string();
+        let id = id.to_string();
         let mut request = self
             .client
             .post(self.url.clone())

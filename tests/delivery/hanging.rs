@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{HANGS_AFTER, RECEIVED_AT_MS, sample};
-use crate::timed::Timed;
+use crate::timed::{Timed, number};
 use pixelgate::custom::PortalFormat;
 use pixelgate::internals::event;
-use pixelgate::internals::upstream::Outcome;
+use pixelgate::internals::upstream::{Batch, Failure, Outcome};
 use pixelgate::{Config, PixelGate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -53,6 +53,28 @@ async fn one_attempt_that_hangs_after_a_start_leaves_room_for_others() {
     sleep(3 * SECOND).await;
     assert_eq!(rig.counts("own").delivered, 100);
     rig.until_counts("own", |counts| counts.delivered == 120).await;
+    rig.stop().await;
+}
+
+/// Whether the batch holds one of every two hundred events.
+fn is_hanging(batch: &Batch) -> bool {
+    batch.records().iter().any(|record| number(record).is_multiple_of(200))
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_events_on_which_the_upstream_hangs_leave_room_for_others() {
+    let upstream = Timed::new(|_, batch| match is_hanging(batch) {
+        true => (10 * SECOND, Outcome::Retry(Failure::new("no answer in time"))),
+        false => (SECOND / 100, Outcome::Delivered),
+    });
+    let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 100 }");
+    for _second in 0..120 {
+        rig.accept(20);
+        sleep(SECOND).await;
+    }
+    // At most the others of the same batches wait with them.
+    let counts = rig.counts("own");
+    assert!(counts.pending <= 14 * 20, "{counts:?}");
     rig.stop().await;
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::backend::{Act, Backend, Request};
-use crate::delivery::Rig;
-use pixelgate::internals::event::Event;
+use crate::delivery::{Rig, sample};
+use pixelgate::internals::event::{self, Event};
+use pixelgate::internals::upstream::{Batch, Config, Outcome};
 
 fn upstream(backend: &Backend, rest: &str) -> String {
     let url = backend.url("/in");
@@ -36,6 +37,39 @@ async fn batches_arrive_in_each_format_and_compression() {
             assert_eq!(check_all_arrive(vec![], &rest).await, 0);
         }
     }
+}
+
+/// A reload may change how a batch is encoded whose first attempt failed.
+#[tokio::test]
+async fn a_batch_that_waits_is_sent_as_the_headers_say_after_a_reload() {
+    let backend = Backend::playing([]).await;
+    let mut record = Vec::new();
+    event::encode_record(&mut record, &[7; 16], 1, &sample(3), &event::Context::default());
+    let batch = Batch::new(vec![record.into()]);
+    let mut keys = Vec::new();
+    for format in ["json", "ndjson", "cloudevents"] {
+        for compression in ["gzip", "zstd", "none"] {
+            let url = backend.url("/in");
+            let config: Config = toml::from_str(&format!(
+                "name = 'c'\nkind = 'http'\nurl = '{url}'\nformat = '{format}'\n\
+                 compression = '{compression}'"
+            ))
+            .unwrap();
+            let upstream = config.validate().unwrap().build().unwrap();
+            for _attempt in 0..2 {
+                assert_eq!(upstream.send(&batch).await, Outcome::Delivered);
+            }
+            let [.., first, again] = &backend.taken()[..] else { panic!("two requests") };
+            // Reading the events fails where the headers do not fit the body.
+            assert_eq!(first.events()[0]["properties"]["n"], "3", "{format} {compression}");
+            assert_eq!(first.body, again.body);
+            let key = first.header("idempotency-key").to_owned();
+            assert_eq!(key, again.header("idempotency-key"));
+            assert!(!keys.contains(&key), "other bytes come under another key");
+            keys.push(key);
+        }
+    }
+    assert_eq!(keys[0], batch.id().to_string());
 }
 
 #[tokio::test]
