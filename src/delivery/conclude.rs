@@ -11,6 +11,7 @@ use super::feedback::Feedback;
 use super::in_flight_batch::{InFlightBatch, Suspicion};
 use super::schedule::Work;
 use super::worker::{Attempt, DeliveryWorker};
+use crate::clock::timestamp;
 use crate::event::Record;
 use crate::spool::Ack;
 use crate::upstream::{ATTEMPTS_MAX_DEFAULT, Failure, Outcome};
@@ -126,7 +127,7 @@ impl DeliveryWorker {
                 Outcome::TooLarge(failure) | Outcome::Rejected(failure) if batch.len() > 1 => {
                     if failure.after.is_some() {
                         // The upstream takes nothing until then, and this is why.
-                        self.monitor.health.failed_here(&failure.what);
+                        self.monitor.health.failed_here(&self.in_words(&failure));
                     }
                     let due = now + failure.after.unwrap_or_default();
                     follow_up.extend(batch.halve().map(|half| (half, due)));
@@ -144,6 +145,18 @@ impl DeliveryWorker {
         follow_up
     }
 
+    /// The failure, with the moment before which the upstream wants no attempt: it takes nothing
+    /// until then, though it may be well.
+    fn in_words(&self, failure: &Failure) -> String {
+        let Some(after) = failure.after.filter(|after| !after.is_zero()) else {
+            return failure.what.to_string();
+        };
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        let until = timestamp(self.monitor.clock.unix_ms().saturating_add(after_ms));
+        let until = until.strftime("%Y-%m-%dT%H:%M:%SZ");
+        format!("{}, with Retry-After: no attempt before {until}", failure.what)
+    }
+
     /// Plans another attempt. A batch that failed `attempts_max` times is halved. A batch that
     /// failed as the probe (`narrows`) is halved at once: where nearly every batch holds an event
     /// that the upstream never takes, the upstream seems to take nothing until a small batch shows
@@ -157,7 +170,7 @@ impl DeliveryWorker {
         narrows: bool,
         now: Instant,
     ) -> FollowUp {
-        self.monitor.health.failed(&failure.what);
+        self.monitor.health.failed(&self.in_words(failure));
         batch.failures = batch.failures.saturating_add(1);
         // A local failure is about a whole portal, such as its token, and not about these events.
         if !failure.local {

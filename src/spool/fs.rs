@@ -238,7 +238,11 @@ impl Fs for SystemFs {
         let mut entries = Vec::new();
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
-            let metadata = entry.metadata();
+            let metadata = match entry.metadata() {
+                // The length is that of the file. Opening a link to nothing says what is missing.
+                Ok(link) if link.is_symlink() => std::fs::metadata(entry.path()).or(Ok(link)),
+                found => found,
+            };
             if is_absent(&metadata) {
                 // A living process has removed the file since the listing.
                 continue;

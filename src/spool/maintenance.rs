@@ -18,7 +18,7 @@ use super::lane_files::{IDENTITY, PORTALS, lane_dir, remove_lane};
 use super::missing;
 use super::read::cursor::{ABSORBED_MAX, LaneKey};
 use super::recovery::adoption::{lane_ids, lock_spool};
-use super::recovery::recover::header;
+use super::recovery::identity::header;
 use super::state::SpoolState;
 use crate::telemetry::faults::FaultKind;
 

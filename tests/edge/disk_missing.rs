@@ -124,6 +124,40 @@ fn what_only_a_missing_last_segment_knows_is_delivered_and_counted_when_it_is_ba
 }
 
 #[test]
+fn segments_that_are_elsewhere_and_linked_are_delivered() {
+    let (backend, ledger) = (RUNTIME.block_on(Backend::playing([])), Ledger::default());
+    let dir = ended_edge(&backend, &ledger, Edge::kill);
+    for segment in segments(dir.path()) {
+        // A short path: the length of a link is that of its text.
+        let moved = dir.path().join(name(&segment));
+        std::fs::rename(&segment, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &segment).unwrap();
+    }
+    let edge = Edge::start_in(Arc::clone(&dir));
+    backend.script(|_| Act::Take);
+    let row = edge.wait_delivered("collector");
+    assert_eq!(counts(&row), [EVENTS, 0, 0]);
+    ledger.check(&backend, true);
+    assert_eq!(edge.status()["spool"]["quarantined_bytes"], 0);
+}
+
+#[test]
+fn a_lane_whose_folder_is_renamed_waits_until_it_has_its_name_again() {
+    let (backend, ledger) = (RUNTIME.block_on(Backend::playing([])), Ledger::default());
+    let dir = ended_edge(&backend, &ledger, Edge::kill);
+    let (name, renamed) = ("spool/lane-00000001", "spool/lane-00000007");
+    std::fs::rename(dir.path().join(name), dir.path().join(renamed)).unwrap();
+    let edge = Edge::start_in(Arc::clone(&dir));
+    backend.script(|_| Act::Take);
+    wait_for("the fault", || shows_fault(&edge, "spool_lane", "lane-00000007"));
+    edge.wait_log("the folder is that of lane 1");
+    std::fs::rename(dir.path().join(renamed), dir.path().join(name)).unwrap();
+    wait_for("every event", || counts(&edge.wait_delivered("collector"))[0] == EVENTS);
+    ledger.check(&backend, true);
+    wait_well(&edge);
+}
+
+#[test]
 fn an_empty_file_gives_the_events_of_a_missing_segment_up() {
     for all in [false, true] {
         let (backend, ledger) = (RUNTIME.block_on(Backend::playing([])), Ledger::default());

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::identity::header;
 use super::portal_sums;
 pub use super::portal_sums::PortalSums;
-use super::recover::{Segment, header, torn_bytes};
+use super::recover::{Segment, torn_bytes};
 use super::snapshot::LaneSnapshot;
 use crate::spool::fs::{Fs, SystemFs};
 use crate::spool::lane_create::METERED;

@@ -56,7 +56,7 @@ impl Quarantine {
         if !self.seen.lock().insert(name.clone()) {
             return false;
         }
-        let bytes = range.end - range.start;
+        let bytes = range.end.saturating_sub(range.start);
         let before = self.bytes.fetch_add(bytes, Relaxed);
         ::log::error!(
             "spool: {bytes} damaged bytes in lane {lane}, segment {number}, at offset {}",
@@ -95,7 +95,7 @@ impl Quarantine {
 
     fn copy(&self, name: &str, file: &dyn File, range: Range<u64>) -> io::Result<()> {
         self.fs.create_dir_all(&self.dir)?;
-        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
         let filled = read_full(file, &mut bytes, range.start)?;
         let copy = self.fs.open(&self.dir.join(name), Open::Create)?;
         write_full(&*copy, &bytes[..filled], 0)

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::count_foreign;
+use super::identity::{check_name, header, salt};
 use super::living::{self, Living, Reading};
 use super::positions::{has_new, restore_foreign, restore_positions, resume_marks};
 use super::quarantine::Quarantine;
 use crate::spool::faults::Loss;
 use crate::spool::format::{
-    ChecksumSeed, Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES,
-    SegmentHeader, probe, u32_at, u64_at,
+    ChecksumSeed, Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SegmentHeader, probe, u32_at,
+    u64_at,
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::Lane;
@@ -158,6 +159,8 @@ fn take_over(
 ) -> io::Result<Lane> {
     let &AdoptionInputs { routing, quarantine, reading: common } = with;
     let &Reading { upstreams, book, lanes, .. } = common;
+    let identity = header(&*lock)?;
+    check_name(identity.as_ref(), id)?;
     let (cursor_file, cursor) = open_cursor(reading, &dir, id)?;
     let salt = salt(reading, &dir, id, Some(&*lock), cursor.as_ref())?;
     remove_leftovers(reading, &dir)?;
@@ -167,7 +170,7 @@ fn take_over(
     let mut segment_index = rebuild(reading, &dir, id, salt, &survey, quarantine)?;
     let absorbed = cursor.as_ref().map_or(&[][..], |cursor| &cursor.absorbed);
     let is_folded = |key: LaneKey| absorbed.contains(&key) || !lanes.contains(&key.0);
-    let is_metered = header(&*lock)?.is_some_and(|identity| identity.previous == METERED);
+    let is_metered = identity.is_some_and(|identity| identity.previous == METERED);
     let mut counted = Journal::load(reading, &dir, (id, salt), is_metered, is_folded, book)?;
     let marks = counted.contents.marks.as_ref();
     let proven = Proven::by(cursor.as_ref(), marks);
@@ -307,41 +310,6 @@ fn lost_cursor(dir: &Path) -> Loss {
         advice: "Look at the disk. An event that arrives again has the same id. The fault ends \
                  with the next start.",
     }
-}
-
-/// The salt of a lane. The identity, each cursor slot and each segment have it, and any of them is
-/// enough.
-pub(crate) fn salt(
-    fs: &dyn Fs,
-    dir: &Path,
-    id: u64,
-    identity: Option<&dyn File>,
-    cursor: Option<&Cursor>,
-) -> io::Result<u64> {
-    if let Some(identity) = identity
-        && let Some(header) = header(identity)?
-        && header.lane == id
-    {
-        return Ok(header.salt);
-    }
-    if let Some(cursor) = cursor {
-        return Ok(cursor.salt);
-    }
-    for entry in fs.list(dir)? {
-        if segment_number(&entry.name).is_some()
-            && let Some(header) = header(&*fs.open(&dir.join(&entry.name), Open::Read)?)?
-            && header.lane == id
-        {
-            return Ok(header.salt);
-        }
-    }
-    Ok(0)
-}
-
-pub(crate) fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
-    let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    let filled = read_full(file, &mut bytes, 0)?;
-    Ok(SegmentHeader::decode(&bytes[..filled]))
 }
 
 /// The segments of a lane in order. A file that is not a segment of the lane is left out. If a

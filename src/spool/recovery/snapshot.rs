@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use super::adoption::lane_ids;
 use super::count_foreign::{each_routed, stretches};
+use super::identity::salt;
 use super::positions::restore_foreign;
-use super::recover::{Proven, Segment, salt, scan_to_end, survey};
+use super::recover::{Proven, Segment, scan_to_end, survey};
 use crate::spool::fs::{File, Fs, Open, SystemFs, is_absent};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, segment_name};
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey};
