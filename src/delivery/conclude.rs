@@ -145,16 +145,15 @@ impl DeliveryWorker {
         follow_up
     }
 
-    /// The failure, with the moment before which the upstream wants no attempt: it takes nothing
-    /// until then, though it may be well.
+    /// The failure, with the moment before which the upstream gets no attempt, though it may be
+    /// well again sooner. A local failure is about a portal: the others get theirs.
     fn in_words(&self, failure: &Failure) -> String {
-        let Some(after) = failure.after.filter(|after| !after.is_zero()) else {
-            return failure.what.to_string();
-        };
+        let after = failure.after.filter(|after| !after.is_zero() && !failure.local);
+        let Some(after) = after else { return failure.what.to_string() };
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         let until = timestamp(self.monitor.clock.unix_ms().saturating_add(after_ms));
         let until = until.strftime("%Y-%m-%dT%H:%M:%SZ");
-        format!("{}, with Retry-After: no attempt before {until}", failure.what)
+        format!("{}; no attempt before {until}", failure.what)
     }
 
     /// Plans another attempt. A batch that failed `attempts_max` times is halved. A batch that

@@ -17,6 +17,7 @@ pub fn check(request: &RequestHeader, limits: &Limits) -> Result<(), Limit> {
         return Err(Limit::HeaderLines);
     }
     let is_sound = request.method.as_str().len() <= METHOD_BYTES_MAX
+        && has_http_scheme(request)
         && is_target(&request.method, request.raw_path())
         && has_one_host(request)
         && has_sound_length(&request.headers)
@@ -32,6 +33,12 @@ fn lines(request: &RequestHeader) -> usize {
     let headers = &request.headers;
     let cookies = headers.get_all(header::COOKIE).iter().count();
     headers.len() - cookies.saturating_sub(1) + usize::from(!headers.contains_key(header::HOST))
+}
+
+/// Whether `:scheme` is one that HTTP/1 takes in a target in absolute form.
+fn has_http_scheme(request: &RequestHeader) -> bool {
+    let is_http = |scheme: &str| ["http", "https"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
+    request.uri.scheme_str().is_none_or(is_http)
 }
 
 /// Whether a target has the form that its method allows (RFC 9113, section 8.3.1), without a
@@ -99,6 +106,8 @@ mod tests {
         check_with("GET", "/b", &[("host", "a:80")], None);
         check_with("OPTIONS", "*", &[("host", "a")], None);
         check_with("PUT", "http://a/b", &[("content-length", "5")], None);
+        check_with("GET", "HTTPS://a/b", &[], None);
+        check_with("GET", "ftp://a/b", &[], malformed);
         check_with("GET", "*", &[("host", "a")], malformed);
         check_with("GET", "/b", &[], malformed);
         check_with("GET", "/b", &[("host", "")], malformed);
