@@ -192,6 +192,11 @@ impl Batch {
         self.records.iter().map(|record| Record::decode_sound(record))
     }
 
+    /// Whether the body is encoded already, so that `body_or_encode` returns at once.
+    pub fn is_encoded(&self) -> bool {
+        self.body.get().is_some()
+    }
+
     /// Whether the body is encoded in this way already, so that `encoded` returns at once.
     pub(super) fn is_encoded_as(&self, encoding: u8) -> bool {
         self.encoded.lock().as_ref().is_some_and(|encoded| encoded.encoding == encoding)
