@@ -3,7 +3,7 @@
 //! A batch that failed goes to the back: it is due when its own wait is over. A new batch is due
 //! at once. So each batch has its turn, and a batch that fails holds back no other batch.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::time::Instant;
 
@@ -26,9 +26,9 @@ pub struct Schedule {
     waiting: BTreeMap<(Instant, u64), Work>,
     entered: u64,
     bytes: usize,
-    /// The number of batches that have not failed yet, nor as a part of another one, and the bytes
-    /// of their records.
-    fresh: usize,
+    /// The keys of the fresh works, see [`Work::is_fresh`], and the bytes of their records. There
+    /// may be many others, so that no search should pass them.
+    fresh: BTreeSet<(Instant, u64)>,
     fresh_bytes: usize,
     /// Whether the last probe was the smallest batch that was due.
     takes_small: bool,
@@ -62,7 +62,7 @@ impl Schedule {
         self.entered += 1;
         self.bytes += work.bytes();
         if work.is_fresh() {
-            self.fresh += 1;
+            self.fresh.insert((due, self.entered));
             self.fresh_bytes += work.bytes();
         }
         self.waiting.insert((due, self.entered), work);
@@ -92,19 +92,15 @@ impl Schedule {
 
     /// Takes the work that is due, and neither has failed nor is a part of one that has.
     pub fn take_fresh(&mut self, now: Instant) -> Option<Work> {
-        if self.fresh == 0 {
-            return None;
-        }
-        let mut due = self.waiting.range(..=(now, u64::MAX));
-        let key = due.find(|(_, work)| work.is_fresh()).map(|(key, _)| *key);
-        self.remove(key?)
+        let first = self.fresh.first().filter(|(due, _)| *due <= now).copied();
+        self.remove(first?)
     }
 
     fn remove(&mut self, key: (Instant, u64)) -> Option<Work> {
         let work = self.waiting.remove(&key)?;
         self.bytes -= work.bytes();
         if work.is_fresh() {
-            self.fresh -= 1;
+            self.fresh.remove(&key);
             self.fresh_bytes -= work.bytes();
         }
         Some(work)
@@ -112,15 +108,18 @@ impl Schedule {
 
     /// Ends all waits. The order stays.
     pub fn end_waits(&mut self, now: Instant) {
-        for work in std::mem::take(&mut self.waiting).into_values() {
+        for (key, work) in std::mem::take(&mut self.waiting) {
             self.entered += 1;
+            if self.fresh.remove(&key) {
+                self.fresh.insert((now, self.entered));
+            }
             self.waiting.insert((now, self.entered), work);
         }
     }
 
     /// Whether something waits that has not failed yet.
     pub fn has_fresh(&self) -> bool {
-        self.fresh > 0
+        !self.fresh.is_empty()
     }
 
     /// When the next attempt is due. `None`: nothing waits.
@@ -130,8 +129,7 @@ impl Schedule {
 
     /// When the next attempt is due of a batch that has not failed. `None`: none waits.
     pub fn next_fresh_due(&self) -> Option<Instant> {
-        let mut waiting = self.waiting.iter().take_while(|_| self.fresh > 0);
-        waiting.find(|(_, work)| work.is_fresh()).map(|((due, _), _)| *due)
+        self.fresh.first().map(|(due, _)| *due)
     }
 
     /// Bytes of all records that wait.
@@ -188,6 +186,27 @@ mod tests {
         let taken = [(); 5].map(|()| schedule.take(now, false).map(|work| work.queue));
         assert_eq!(taken, [Some(3), Some(2), Some(1), Some(4), None]);
         assert_eq!((schedule.bytes(), schedule.failed_bytes()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_fresh_batch_is_taken_before_all_that_failed_and_not_before_its_time() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(5);
+        let mut schedule = Schedule::default();
+        schedule.push(work(1, 1), now);
+        let mut half = work(2, 0);
+        half.parts[0].suspect = Some(Default::default());
+        schedule.push(half, now);
+        assert!(!schedule.has_fresh(), "a half of a batch that failed is not fresh");
+        schedule.push(work(3, 0), later);
+        schedule.push(work(4, 0), now);
+        let take = |schedule: &mut Schedule| schedule.take_fresh(now).map(|work| work.queue);
+        assert_eq!((schedule.next_fresh_due(), take(&mut schedule)), (Some(now), Some(4)));
+        assert_eq!((schedule.next_fresh_due(), take(&mut schedule)), (Some(later), None));
+        schedule.end_waits(now);
+        assert_eq!((schedule.next_fresh_due(), take(&mut schedule)), (Some(now), Some(3)));
+        assert_eq!((schedule.next_fresh_due(), take(&mut schedule)), (None, None));
+        assert_eq!((schedule.bytes(), schedule.failed_bytes()), (6, 6));
     }
 
     #[tokio::test]
